@@ -1,0 +1,4 @@
+from ._version import __version__
+
+
+__all__ = ["__version__"]
