@@ -172,8 +172,12 @@ CORRUPTIONS: dict[str, Corruption] = {
             "elastic_transform",  # strength, sigma, reach of the affine map; 244 is the published number
             "digital",
             digital.elastic_transform,
-            imagenet=_elastic(244, (2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
-            cifar=_elastic(32, (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+            imagenet=_elastic(
+                244, (2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)
+            ),
+            cifar=_elastic(
+                32, (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)
+            ),
         ),
         Corruption(
             "pixelate",

@@ -61,6 +61,11 @@ def smooth_noise(generator: np.random.Generator, height: int, width: int, cell: 
     return np.asarray(smooth, dtype=np.float64)
 
 
+def heading(angle: Floats) -> Floats:
+    """Unit vectors `(..., 2)`, as (x, y), of angles in radians."""
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
 def ice_crystals(generator: np.random.Generator, height: int, width: int) -> Floats:
     """Feathers of ice: straight stems with barbs on both sides that get shorter towards the tip."""
     stems = max(4, height * width // 700)
@@ -69,18 +74,19 @@ def ice_crystals(generator: np.random.Generator, height: int, width: int) -> Flo
     length = generator.uniform(12, 60, size=stems)
     brightness = generator.integers(110, 255, size=stems)
     spread = generator.uniform(0.5, 0.9, size=stems)
+    # The barbs of all stems at once: every three pixels along its stem, one on either side.
+    barbs = np.ceil((length - 2) / 3).astype(np.int64)
+    stem = np.repeat(np.arange(stems), barbs)
+    along = 2 + 3.0 * (np.arange(len(stem)) - np.repeat(np.cumsum(barbs) - barbs, barbs))
+    roots = start[stem] + along[:, None] * heading(angle[stem])
+    reach = (0.35 * (length[stem] - along))[:, None]
+    left, right = (roots + reach * heading(angle[stem] + side * spread[stem]) for side in (-1, 1))
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
-    for (x, y), a, size, level, opening in zip(start, angle, length, brightness.tolist(), spread):
-        stem = np.array([np.cos(a), np.sin(a)])
-        pen.line([x, y, x + size * stem[0], y + size * stem[1]], fill=level)
-        along = np.arange(2.0, size, 3.0)
-        for side in (-opening, opening):
-            barb = np.array([np.cos(a + side), np.sin(a + side)])
-            roots = [x, y] + along[:, None] * stem
-            tips = roots + (0.35 * (size - along))[:, None] * barb
-            for root, tip in zip(roots.tolist(), tips.tolist()):
-                pen.line([*root, *tip], fill=level * 3 // 4)
+    for line, level in zip(np.hstack([left, roots, right]).tolist(), brightness[stem].tolist()):
+        pen.line(line, fill=level * 3 // 4)
+    for line, level in zip(np.hstack([start, start + length[:, None] * heading(angle)]).tolist(), brightness.tolist()):
+        pen.line(line, fill=level)
     return np.asarray(canvas, dtype=np.float64) / 255
 
 
@@ -147,9 +153,7 @@ def canny(planes: NDArray[np.int64], low: int, high: int) -> np.ndarray:
     """Canny's edges of `(B, H, W)` grey images with 3 x 3 Sobel gradients and the L1 norm, as OpenCV finds them."""
     height, width = planes.shape[1:3]
     padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    window = {
-        (i, j): padded[:, 1 + i : 1 + i + height, 1 + j : 1 + j + width] for i in (-1, 0, 1) for j in (-1, 0, 1)
-    }
+    window = {(i, j): padded[:, 1 + i : 1 + i + height, 1 + j : 1 + j + width] for i in (-1, 0, 1) for j in (-1, 0, 1)}
     dx = sum((2 - abs(i)) * (window[i, 1] - window[i, -1]) for i in (-1, 0, 1))
     dy = sum((2 - abs(j)) * (window[1, j] - window[-1, j]) for j in (-1, 0, 1))
     magnitude = np.abs(dx) + np.abs(dy)
