@@ -80,7 +80,8 @@ class Score(ABC):
         outputs.require(self.fit_needs, f"fitting score {self.name!r}")
         if len(outputs) == 0:
             raise ValueError(f"fitting score {self.name!r} needs at least one sample, got none.")
-        self._state = self._fit(outputs)
+        # Contiguous as after loading: a matrix product in another memory layout differs in the last bit.
+        self._state = {name: tensor.contiguous() for name, tensor in self._fit(outputs).items()}
         self.identity = outputs.identity
         return self
 
@@ -147,7 +148,7 @@ class Score(ABC):
             path (`str` or `Path`): The file, e.g. `"adapter/knn.safetensors"`.
         """
         metadata = {"name": self.name, "options": json.dumps(self.options), "identity": self.identity or ""}
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        state = self.state_dict()
         with replacing(Path(path)) as temporary:
             save_file(state, temporary, metadata=metadata)
 
