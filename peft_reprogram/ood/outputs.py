@@ -33,7 +33,7 @@ class ModelOutputs:
             a plain classifier.
         class_features (`torch.Tensor`, *optional*):
             The head's weight, of shape `(C, D)`: the text embeddings of the classes, or the last layer's `weight`.
-        logit_scale (`float`, *optional*):
+        logit_scale (`float` or scalar `torch.Tensor`, *optional*):
             Factor on the cosines of a text-image model (already exponentiated, > 0); `None` for a linear head.
         bias (`torch.Tensor`, *optional*):
             The head's bias of shape `(C,)`; a scalar tensor (SigLIP's `logit_bias`) counts for every class.
@@ -74,7 +74,8 @@ class ModelOutputs:
                 raise ValueError(f"`{name}` holds NaN or infinite values; look for an overflow in the forward pass.")
             self._set(name, tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)))
         if self.logit_scale is not None:
-            scale = float(self.logit_scale)
+            scale = self.logit_scale
+            scale = scale.detach().item() if isinstance(scale, torch.Tensor) else float(scale)
             if not 0 < scale < float("inf"):
                 raise ValueError(f"`logit_scale` must be a finite number > 0 (or None: linear head), got {scale}.")
             self._set("logit_scale", scale)

@@ -42,13 +42,16 @@ class PytorchOODScore(Score):
         return self._fitted or not self.requires_fit
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        raise NotImplementedError(
+        raise NotImplementedError(self._no_portable_state())
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        raise NotImplementedError(self._no_portable_state())
+
+    def _no_portable_state(self) -> str:
+        return (
             f"{self.name} keeps its state inside the pytorch-ood detector, which has no portable form: fit it again "
             "from cached outputs, or use one of this package's own scores."
         )
-
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        self.state_dict()
 
     def _fit(self, outputs: ModelOutputs) -> dict[str, torch.Tensor]:
         getattr(self.detector, f"fit_{self.input}")(getattr(outputs, self.input), outputs.labels)

@@ -52,7 +52,11 @@ def test_head_and_cosines_agree_with_the_logits():
     features = torch.randn(7, 5, generator=generator)
     texts = torch.randn(3, 5, generator=generator)
     outputs = ModelOutputs(
-        8.0 * features @ texts.T - 3.0, features, texts, logit_scale=torch.tensor(8.0), bias=torch.tensor(-3.0)
+        8.0 * features @ texts.T - 3.0,
+        features,
+        texts,
+        logit_scale=torch.nn.Parameter(torch.tensor(8.0)),
+        bias=torch.nn.Parameter(torch.tensor(-3.0)),
     )
     assert outputs.logit_scale == 8.0
     assert outputs.bias.tolist() == [-3.0] * 3

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from peft_reprogram.ood import IncompatibleOutputsError, NotFittedError, from_pytorch_ood, get_score
 
@@ -56,6 +57,8 @@ def test_features_detector(linear):
         score.score(replace(linear.inside, identity="another"))
     with pytest.raises(NotImplementedError, match="fit it again"):
         score.save("never.safetensors")
+    with pytest.raises(NotImplementedError, match="fit it again"):
+        score.load_state_dict({})
 
 
 def test_logits_detector(linear):
@@ -77,13 +80,23 @@ def test_what_cannot_work_is_refused():
 
 def test_the_real_package_agrees(linear):
     detectors = pytest.importorskip("pytorch_ood.detector")
-    for name, detector in {
-        "energy": detectors.EnergyBased(None),
-        "max_logit": detectors.MaxLogit(None),
-        "kl_matching": detectors.KLMatching(None),
-        "relative_mahalanobis": detectors.RMD(None),
-    }.items():
+    head = {"w": linear.train.class_features, "b": linear.train.bias}
+    pairs = {
+        "msp": (detectors.MaxSoftmax(None), {}),
+        "max_logit": (detectors.MaxLogit(None), {}),
+        "energy": (detectors.EnergyBased(None), {}),
+        "entropy": (detectors.Entropy(None), {}),
+        "gen": (detectors.GEN(None), {}),
+        "kl_matching": (detectors.KLMatching(None), {}),
+        "mahalanobis": (detectors.Mahalanobis(None), {}),
+        "relative_mahalanobis": (detectors.RMD(None), {}),
+        "knn": (detectors.KNN(None, k=5), {"k": 5}),
+        "vim": (detectors.ViM(None, d=8, **head), {"dim": 8}),
+    }
+    for name, (detector, options) in pairs.items():
         theirs = from_pytorch_ood(detector).fit(linear.train)
-        ours = get_score(name).fit(linear.train)
-        # Compared by rank: pytorch-ood divides by other constants here and there.
-        assert torch.equal(theirs.score(linear.inside).argsort(), ours.score(linear.inside).argsort()), name
+        ours = get_score(name, **options).fit(linear.train)
+        for samples in (linear.inside, linear.outside):
+            # By rank, since constant factors differ; not exactly, since pytorch-ood computes in float32.
+            agreement = spearmanr(theirs.score(samples).numpy(), ours.score(samples).numpy()).statistic
+            assert agreement > 0.999, name
