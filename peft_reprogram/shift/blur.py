@@ -8,7 +8,7 @@ import numpy as np
 
 from . import filtering
 from .filtering import Floats
-from .noise import Generators, Images, draw
+from .noise import Generators, Images
 
 
 def gaussian_blur(images: Images, generators: Generators, sigma: float) -> Floats:
@@ -49,8 +49,8 @@ def shuffle_locally(images: Images, generators: Generators, reach: int, iteratio
     size = height * width
     visited = np.zeros(size, dtype=bool)
     visited[place] = True
-    offsets = draw(generators, lambda g: g.integers(-reach, reach, size=(iterations, 2, *place.shape)))
-    pixels = images.reshape(batch, size, channels)
+    offsets = np.stack([g.integers(-reach, reach, size=(iterations, 2, *place.shape)) for g in generators])
+    pixels: Images = images.reshape(batch, size, channels)
     for dy, dx in offsets.transpose(1, 2, 0, 3, 4):
         source = place + dy * width + dx
         # Nodes 0 .. size-1 are pixels after the pass, nodes size .. 2 size - 1 are pixels before it.
@@ -66,7 +66,7 @@ def shuffle_locally(images: Images, generators: Generators, reach: int, iteratio
 
 
 def glass_blur(images: Images, generators: Generators, sigma: float, reach: int, iterations: int) -> Floats:
-    softened = (filtering.gaussian(images / 255.0, sigma) * 255 + 1e-3).astype(np.uint8)
+    softened = filtering.to_uint8(filtering.gaussian(images / 255.0, sigma))
     return filtering.gaussian(shuffle_locally(softened, generators, reach, iterations) / 255.0, sigma)
 
 

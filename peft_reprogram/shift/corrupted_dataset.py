@@ -42,7 +42,7 @@ class _Corrupter:
         batch = dict(batch)
         indices = batch.get(self.index_column) if self.index_column is not None else None
         if self.drop_index:
-            batch.pop(self.index_column, None)
+            batch.pop(str(self.index_column), None)
         if self.earlier is not None:
             batch = dict(self.earlier(batch))
         if self.image_column not in batch:
@@ -150,7 +150,7 @@ def with_corruption(
         corrupter = _Corrupter(name, severity, seed, image_column, index_column, drop_index=False)
         # The features are passed on because a stream forgets them (and the class names) in map otherwise.
         return dataset.map(corrupter, batched=True, batch_size=16, features=dataset.features)
-    form = dataset.format
+    form: dict[str, Any] = dataset.format
     if form["type"] not in (None, "custom"):
         raise ValueError(
             f"The data set has the format {form['type']!r}, which would replace the corrupted images: "

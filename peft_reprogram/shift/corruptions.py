@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import blur, digital, noise, weather
+from .filtering import to_uint8
 
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -261,9 +262,8 @@ def list_corruptions(kind: str = "common") -> list[str]:
     return [
         corruption.name
         for corruption in CORRUPTIONS.values()
-        if kind == "all"
-        or corruption.extra == (kind == "extra")
-        and (kind in ("common", "extra") or corruption.family == kind)
+        if kind in ("all", "extra" if corruption.extra else "common")
+        or (kind == corruption.family and not corruption.extra)
     ]
 
 
@@ -291,13 +291,6 @@ def _generator(seed: int, name: str, severity: int, index: int) -> np.random.Gen
     # Fixed-width words: a sequence of plain integers would be ambiguous once one of them exceeds 32 bits.
     words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(name.encode()), severity, index & 0xFFFFFFFF, index >> 32]
     return np.random.default_rng(np.random.SeedSequence(words))
-
-
-def _to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    if values.dtype == np.uint8:
-        return values
-    # Truncated like the published data; the small term keeps untouched pixels from losing a level to rounding.
-    return (np.clip(values, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
 def corrupt(
@@ -358,7 +351,7 @@ def corrupt(
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         generators = [_generator(operator.index(seed), name, int(severity), key) for key in keys[part]]
-        corrupted[part] = _to_uint8(corruption.function(images[part], generators, *parameters))
+        corrupted[part] = to_uint8(corruption.function(images[part], generators, *parameters))
     return corrupted
 
 

@@ -42,14 +42,14 @@ def elastic_transform(images: Images, generators: Generators, strength: float, s
     batch, height, width, _ = images.shape
     centre = np.array([height, width]) // 2
     arm = min(height, width) // 3
-    corners = np.array([centre + arm, centre + (arm, -arm), centre - arm], dtype=np.float64)
+    corners = np.array([centre + arm, centre + np.array([arm, -arm]), centre - arm], dtype=np.float64)
     moved = corners + draw(generators, lambda g: g.uniform(-reach, reach, size=corners.shape))
     # The affine map takes the corners to the moved corners; pixels are looked up through its inverse.
     inverse = np.linalg.solve(np.concatenate([moved, np.ones((batch, 3, 1))], axis=2), corners[None])
-    rows, columns = np.meshgrid(np.arange(height, dtype=np.float64), np.arange(width), indexing="ij")
+    rows, columns = np.indices((height, width), dtype=np.float64)
     # The published code hands (row, column) points to OpenCV, which reads them as (x, y).
     grid = np.stack([columns, rows, np.ones_like(rows)], axis=-1).reshape(1, -1, 3) @ inverse
-    x, y = (grid[..., i].reshape(batch, height, width) for i in (0, 1))
+    x, y = grid.transpose(2, 0, 1).reshape(2, batch, height, width)
     warped = filtering.sample(images / 255.0, y, x, "mirror")
     if strength == 0:
         return warped
@@ -62,7 +62,10 @@ def pixelate(images: Images, generators: Generators, factor: float) -> Images:
     height, width = images.shape[1:3]
     small = max(1, int(width * factor)), max(1, int(height * factor))
     box = Image.Resampling.BOX
-    return np.stack([Image.fromarray(image).resize(small, box).resize((width, height), box) for image in images])
+    coarse = np.empty_like(images)
+    for image, out in zip(images, coarse):
+        out[...] = Image.fromarray(image).resize(small, box).resize((width, height), box)
+    return coarse
 
 
 def jpeg_compression(images: Images, generators: Generators, quality: int) -> Images:

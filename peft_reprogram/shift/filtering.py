@@ -7,7 +7,7 @@ batch: matrix products are made per image, and everything else is element-wise.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,14 @@ Floats = NDArray[np.float64]
 
 # The border conventions, named as in `scipy.ndimage`: nearest = aaaa|abcd|dddd, reflect = dcba|abcd|dcba, mirror = dcb|abcd|cba.
 Border = Literal["nearest", "reflect", "mirror"]
+
+
+def to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Turns values in units of white into `uint8`; arrays that are `uint8` already stay as they are."""
+    if values.dtype == np.uint8:
+        return values
+    # Truncated, like the published data; the small term keeps untouched pixels from losing a level to rounding.
+    return (np.clip(values, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
 def border_index(index: NDArray[np.integer], size: int, border: Border) -> NDArray[np.integer]:
@@ -75,7 +83,7 @@ def clipped_zoom(images: Floats, factor: float) -> Floats:
     for axis in (1, 2):
         size = images.shape[axis]
         crop = int(np.ceil(size / factor))
-        enlarged = int(round(crop * factor))
+        enlarged = round(crop * factor)
         first = (enlarged - size) // 2
         # The corners of the crop are aligned with the corners of the enlarged picture.
         position = np.arange(first, first + size) * ((crop - 1) / (enlarged - 1))

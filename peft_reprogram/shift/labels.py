@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -94,7 +94,7 @@ def map_labels(
     return labels
 
 
-@lru_cache(maxsize=None)
+@cache
 def imagenet_wnids(subset: str = "all") -> tuple[str, ...]:
     """WordNet ids of ImageNet-1k in the order of its labels, or of the 200 classes of ImageNet-A or ImageNet-R.
 

@@ -237,5 +237,5 @@ def spatter(
     lit = np.clip(np.rint(filtering.correlate(equalize(rim)[..., None], relief)[..., 0]), 0, 255)
     drops = level * np.rint(smooth(lit))
     brightest = drops.max(axis=(1, 2), keepdims=True)
-    drops = strength * drops / np.where(brightest > 0, brightest, 1)
-    return pixels + drops[..., None] * (np.array([175, 238, 238]) / 255)
+    light = strength * drops / np.where(brightest > 0, brightest, 1)
+    return pixels + light[..., None] * (np.array([175, 238, 238]) / 255)
