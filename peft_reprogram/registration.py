@@ -5,18 +5,20 @@ Nothing else in this package knows how PEFT keeps its types.
 
 from __future__ import annotations
 
+from peft.config import PeftConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 
 _OWNER = __name__.partition(".")[0]
 
 
-def register_tuner(name: str, config_cls: type, model_cls: type) -> PeftType:
+def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> PeftType:
     """
     Make PEFT know a tuner type, so that `get_peft_model`, `PeftConfig.from_pretrained` and
     `PeftModel.from_pretrained` find it.

@@ -7,7 +7,7 @@ given model. Models that are not listed work by naming `target_modules`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from torch import nn
 
@@ -83,7 +83,7 @@ class Architecture:
         return [self.vision] if self.text is None else [self.vision, self.text]
 
 
-def find_architecture(model: nn.Module) -> Optional[Architecture]:
+def find_architecture(model: Any) -> Optional[Architecture]:
     """
     Locate the Reprogrammer's targets in a supported model.
 

@@ -58,7 +58,7 @@ class ResidualState:
         if self.layers[0]._sample_adapters is not None:
             values = [float("nan") if name == BASE else self._alpha(name) for name in names]
             return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(-1)
-        alphas = {self._alpha(name) for name in names}
+        alphas = {alpha for alpha in map(self._alpha, names) if alpha is not None}
         if len(alphas) > 1:
             raise ValueError(
                 f"The active adapters {names} have different `residual_alpha` ({sorted(alphas)}), and there is only one "

@@ -49,7 +49,8 @@ def resolve_config(config: ReprogrammerConfig, model: nn.Module) -> Reprogrammer
 
 def _targeted(config: ReprogrammerConfig, model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of the targeted modules: embedding tables, and those that take pixels."""
-    tables, others = [], []
+    tables: list[str] = []
+    others: list[str] = []
     for name, module in model.named_modules():
         matched = name and check_target_module_exists(config, name)
         if matched and not isinstance(matched, _ExcludedModule):
