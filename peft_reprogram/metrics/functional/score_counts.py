@@ -152,5 +152,7 @@ def _floor(values: np.ndarray, resolution: float) -> np.ndarray:
     exponent = int(np.log2(resolution))
     with np.errstate(over="ignore"):
         quotient = np.ldexp(values, -exponent)
+        # A tiny negative value may have underflowed to zero, but lies in the bin below it all the same.
+        floor = np.where((quotient == 0) & (values < 0), -1.0, np.floor(quotient))
         # From 2^53 on a float64 is a multiple of the resolution already (and the quotient may have overflowed).
-        return np.where(np.abs(quotient) < 2.0**53, np.ldexp(np.floor(quotient), exponent), values)
+        return np.where(np.abs(quotient) < 2.0**53, np.ldexp(floor, exponent), values)
