@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .tuners.reprogrammer.prompts import check_class_names
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -415,37 +417,6 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     if "labels" in examples[0]:
         batch["labels"] = torch.tensor([int(example["labels"]) for example in examples], dtype=torch.int64)
     return batch
-
-
-def check_class_names(class_names: Iterable[str]) -> list[str]:
-    """
-    Checks that class names can serve as classes.
-
-    Args:
-        class_names (`Iterable[str]`):
-            The names in label order.
-
-    Returns:
-        `list[str]`: the names.
-
-    Raises:
-        ValueError: if there are fewer than two, one is empty, or one occurs twice.
-    """
-    if isinstance(class_names, str):
-        raise ValueError(f"`class_names` must be a list of names, got the single string '{class_names}'.")
-    names = list(class_names)
-    if len(names) < 2:
-        raise ValueError(f"`class_names` needs at least two classes, got {names}.")
-    unusable = [name for name in names if not isinstance(name, str) or not name.strip()]
-    if unusable:
-        raise ValueError(f"`class_names` must be non-empty strings, got {_abbreviate(map(repr, unusable))}.")
-    duplicated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if duplicated:
-        raise ValueError(
-            f"`class_names` holds {_abbreviate(map(repr, duplicated))} more than once. Two classes of one name cannot be "
-            "told apart: give each a name of its own, e.g. 'crane (bird)' and 'crane (machine)'."
-        )
-    return names
 
 
 def to_rgb(image: Image) -> Image:
