@@ -101,7 +101,7 @@ DATASETS: dict[str, ShiftDataset] = {
             role="shift",
             id_datasets=("cifar10",),
             hub_id=None,
-            source="https://github.com/modestyachts/CIFAR-10.1: read cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy "
+            source="https://github.com/modestyachts/CIFAR-10.1: read datasets/cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy "
             "with numpy and build a data set with datasets.Dataset.from_dict",
             license="MIT (repository); the images are from Tiny Images",
             class_names=CIFAR10_CLASSES,
@@ -192,7 +192,7 @@ DATASETS: dict[str, ShiftDataset] = {
             id_datasets=("imagenet",),
             hub_id=None,
             source="https://zenodo.org/record/2235448: one folder of JPEG files per corruption and severity",
-            license="CC BY 4.0 (Zenodo); the images are ImageNet's",
+            license="CC BY 4.0 on Zenodo (from general knowledge); the images are ImageNet's",
             wnids="all",
             arxiv="1903.12261",
             note="The published pixels; with_corruption makes its own from any images.",
@@ -206,7 +206,7 @@ DATASETS: dict[str, ShiftDataset] = {
             license="unknown (as its card says)",
             split="train",
             image_column="image",
-            arxiv="1507.01422",
+            arxiv="1504.06755",
             note=_ODIN_NOTE + " 8,925 images.",
         ),
         ShiftDataset(
