@@ -29,10 +29,10 @@ def as_scores(name: str, values: Any, *, ndim: int = 1, allow_empty: bool = Fals
     if array.dtype.kind not in "fiub":
         raise ValueError(f"`{name}` must hold real numbers, got values of type {array.dtype}.")
     array = array.astype(np.float64, copy=False)
-    if array.ndim != ndim:
-        raise ValueError(f"`{name}` must have {ndim} dimension(s), got an array of shape {array.shape}.")
     if array.size == 0 and not allow_empty:
         raise ValueError(f"`{name}` is empty: at least one value is needed.")
+    if array.ndim != ndim:
+        raise ValueError(f"`{name}` must have {ndim} dimension(s), got an array of shape {array.shape}.")
     finite = np.isfinite(array)
     if not finite.all():
         n_nan = int(np.isnan(array).sum())
