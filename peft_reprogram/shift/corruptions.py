@@ -271,7 +271,8 @@ def check_corruption(name: str, severity: int, seed: int) -> Corruption:
     """Looks a corruption up; raises a `ValueError` for an unknown name, severity or seed."""
     if name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}; choose one of: {', '.join(CORRUPTIONS)}.")
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    whole = isinstance(severity, (int, np.integer)) and not isinstance(severity, bool)
+    if not whole or severity not in SEVERITIES:
         raise ValueError(f"severity must be a whole number from 1 (mild) to 5 (severe), got {severity!r}.")
     _check_key("seed", seed)
     return CORRUPTIONS[name]

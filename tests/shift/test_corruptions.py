@@ -133,7 +133,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"'rain'.*gaussian_noise.*saturate"):
             corrupt(self.images, "rain", 1, indices=[0, 1])
 
-    @pytest.mark.parametrize("severity", [0, 6, -1, 1.5, "3", None, True])
+    @pytest.mark.parametrize("severity", [0, 6, -1, 1.5, 3.0, "3", None, True])
     def test_severity(self, severity):
         with pytest.raises(ValueError, match=r"1 \(mild\) to 5 \(severe\)"):
             corrupt(self.images, "fog", severity, indices=[0, 1])
