@@ -414,8 +414,9 @@ class _Run:
         from accelerate.data_loader import prepare_data_loader
         from datasets.distributed import split_dataset_by_node
 
-        # Repeated without end: shards of unequal length would leave one process waiting for another.
-        stream = data.dataset.shuffle(seed=self.config.seed, buffer_size=SHUFFLE_BUFFER).repeat(None)
+        # Repeated without end: shards of unequal length would leave one process waiting for another. Repeated first: the
+        # other way round every pass has the same order.
+        stream = data.dataset.repeat(None).shuffle(seed=self.config.seed, buffer_size=SHUFFLE_BUFFER)
         stream = split_dataset_by_node(stream, self.accelerator.process_index, self.accelerator.num_processes)
         rows = ImageData(stream, data.class_names, data.image_column, data.label_column, data.source)
         loader = self._loader(self._prepared(rows), batch_size=self.config.batch_size)
@@ -539,16 +540,17 @@ class _Run:
                         self._checkpoint()
                     if done:
                         break
+                saves = self.config.checkpoint_steps is None or progress.step == self.total_steps
+                if saves and batches:
+                    self._record_loss(running / batches)
+                    running.zero_()
+                    batches = 0
                 progress.epoch += 1
                 progress.batch = 0
                 if self.validation_loader is not None:
                     self._validate()
                 progress.seconds = time.perf_counter() - started
-                if self.config.checkpoint_steps is None or progress.step == self.total_steps:
-                    if batches:
-                        self._record_loss(running / batches)
-                        running.zero_()
-                        batches = 0
+                if saves:
                     self._checkpoint()
 
     def _set_train_mode(self) -> None:
@@ -587,8 +589,8 @@ class _Run:
             correct.append(hit)
             losses.append(loss)
         figures = {
-            "accuracy": torch.cat(correct).float().mean().item(),
-            "loss": torch.cat(losses).mean().item(),
+            "accuracy": torch.cat(correct).double().mean().item(),
+            "loss": torch.cat(losses).double().mean().item(),
         }
         self._record({f"val_{name}": value for name, value in figures.items()})
         progress = self.progress
