@@ -66,9 +66,10 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
         names = self._sample_adapters or []
         if len(names) != batch_size:
             raise ValueError(
-                f"`adapter_names` names an adapter for each of {len(names)} samples, but this batch holds {batch_size}. "
-                "Pass one name a sample; for a text-image model that is possible only if images and texts are pairs. "
-                "Otherwise call the model once for each adapter after `set_adapter`."
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {batch_size} respectively. Pass one name a sample; for a text-image model that is "
+                "possible only if images and texts are pairs. Otherwise call the model once for each adapter after "
+                "`set_adapter`."
             )
         return [
             (name, torch.tensor([i for i, other in enumerate(names) if other == name], device=device))
@@ -127,6 +128,7 @@ class PixelReprogrammer(ReprogrammerLayer):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: ReprogrammerConfig) -> None:
         super().__init__(base_layer)
+        self.in_features = self.out_features = 3  # channels
         self.reprogrammer_frame = nn.ParameterDict()
         self.reprogrammer_geometry: dict[str, FrameGeometry] = {}
         self.reprogrammer_dropout: dict[str, float] = {}
@@ -233,6 +235,8 @@ class RowReprogrammer(ReprogrammerLayer):
         self, base_layer: nn.Module, adapter_name: str, config: ReprogrammerConfig, indices: Sequence[int]
     ) -> None:
         super().__init__(base_layer)
+        table = self.get_base_layer()
+        self.in_features, self.out_features = table.num_embeddings, table.embedding_dim
         self.reprogrammer_rows = nn.ParameterDict()
         self.reprogrammer_indices: dict[str, list[int]] = {}
         self.reprogrammer_row_ids = BufferDict(persistent=False)
@@ -252,7 +256,7 @@ class RowReprogrammer(ReprogrammerLayer):
         self.reprogrammer_row_ids[adapter_name] = self._row_ids(adapter_name)
         rows = torch.zeros(len(indices), table.embedding_dim)
         if config.init_weights is False:
-            nn.init.normal_(rows, std=0.02)
+            nn.init.normal_(rows)
         self.reprogrammer_rows[adapter_name] = nn.Parameter(rows)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

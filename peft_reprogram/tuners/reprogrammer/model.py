@@ -107,6 +107,15 @@ class ReprogrammerModel(BaseTuner):
 
     def _after_injection(self, model: nn.Module, adapter_name: str) -> None:
         _freeze_batch_norm_on_forward(model)
+        # Without PeftModel, a model can hold reprogrammers of both kinds, so that each injection concerns the residual.
+        residual = {name: c for name, c in self.peft_config.items() if isinstance(c, ResidualReprogrammerConfig)}
+        if not residual:
+            return
+        if adapter_name in residual:
+            for module in model.modules():
+                if isinstance(module, ReprogrammerLayer) and module._has(adapter_name):
+                    module.reprogrammer_alpha[adapter_name] = residual[adapter_name].residual_alpha
+        attach_residual(model, find_architecture(model), residual)
 
     def train(self, mode: bool = True) -> ReprogrammerModel:
         """Set training mode; the statistics of frozen batch normalisation stay what they are."""
@@ -123,6 +132,11 @@ class ReprogrammerModel(BaseTuner):
             return
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = [module for module in self.modules() if isinstance(module, ReprogrammerLayer)]
+        if any(layer.merged for layer in layers):
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
         unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
         if unknown:
             raise ValueError(
@@ -130,10 +144,10 @@ class ReprogrammerModel(BaseTuner):
                 f"{sorted(self.peft_config)}, and '{BASE}' names the base model."
             )
         with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(layer.per_sample(adapter_names))
             for module in self.modules():
-                if isinstance(module, ReprogrammerLayer):
-                    stack.enter_context(module.per_sample(adapter_names))
-                elif isinstance(module, AuxiliaryTrainingWrapper):
+                if isinstance(module, AuxiliaryTrainingWrapper):
                     hook = partial(_add_adapter_names, adapter_names=adapter_names)
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
@@ -194,18 +208,6 @@ class ResidualReprogrammerModel(ReprogrammerModel):
     Returns:
         `torch.nn.Module`: The reprogrammed model.
     """
-
-    def _after_injection(self, model: nn.Module, adapter_name: str) -> None:
-        super()._after_injection(model, adapter_name)
-        config = self.peft_config[adapter_name]
-        for module in model.modules():
-            if isinstance(module, ReprogrammerLayer) and module._has(adapter_name):
-                module.reprogrammer_alpha[adapter_name] = config.residual_alpha
-        attach_residual(
-            model,
-            find_architecture(model),
-            {name: c for name, c in self.peft_config.items() if isinstance(c, ResidualReprogrammerConfig)},
-        )
 
     def _check_mergeable(self, adapter_names: Optional[list[str]]) -> None:
         names = self.active_adapters if adapter_names is None else adapter_names
