@@ -157,19 +157,21 @@ def test_text_is_encoded_once_a_step_for_the_prompts_at_their_own_length(tokeniz
 
 def change_weights(model):
     with torch.no_grad():
-        model.text_model.embeddings.token_embedding.reprogrammer_rows["default"].add_(1.0)
+        rows = model.text_model.embeddings.token_embedding.reprogrammer_rows["default"]
+        rows.add_(torch.linspace(0, 1, rows.numel()).view_as(rows))
 
 
 def step(model):
     parameter = model.text_model.embeddings.token_embedding.reprogrammer_rows["default"]
-    parameter.grad = torch.ones_like(parameter)
+    # Not a constant: layer normalisation would take it away.
+    parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
     torch.optim.Adam([parameter], lr=1.0).step()
 
 
 def load(model):
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, {k: v + 1 for k, v in get_peft_model_state_dict(model).items()})
+    set_peft_model_state_dict(model, {k: v * 2 for k, v in get_peft_model_state_dict(model).items()})
 
 
 def switch(model):

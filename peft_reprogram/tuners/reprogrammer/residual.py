@@ -46,10 +46,7 @@ class ResidualState:
         layer = self.layers[0]
         names = layer._sample_adapters if layer._sample_adapters is not None else layer.active_adapters
         names = [name for name in names if name == BASE or self._alpha(name) is not None]
-        # An alpha of 0 is the plain reprogrammer: its exact numbers, at its cost.
-        if not any(self._alpha(name) for name in names) or (
-            training and not any(self.in_training.get(name) for name in names)
-        ):
+        if all(name == BASE for name in names) or (training and not any(self.in_training.get(n) for n in names)):
             return []
         return names
 
