@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from torch import nn
+
+from ..data import ImagePreprocessor
+from ..ood import ModelOutputs, Score, Threshold, get_score
+from . import layout
+from .images import is_single_image, open_images
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    What a classifier says about one image.
+
+    Args:
+        label (`str`): The most probable class.
+        probability (`float`): Its softmax probability, in [0, 1]. It says how the classes compare, not whether the image
+            shows any of them.
+        score (`float`): Out-of-distribution score; larger means more like the images the model was made for.
+        is_ood (`bool`, *optional*): Whether the score lies below the threshold; `None` without a threshold.
+        probabilities (`dict[str, float]`): The probability of each class.
+    """
+
+    label: str
+    probability: float
+    score: float
+    is_ood: Optional[bool]
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """
+    A classifier that is ready for images: model, preprocessing, class names, out-of-distribution score and threshold.
+
+    Args:
+        classifier (`torch.nn.Module`): A [`ZeroShotClassifier`], or an image classifier whose output has `logits`.
+        preprocess ([`ImagePreprocessor`]): Turns images into the model's input.
+        class_names (`list[str]`): Names of the C classes in the order of the logits.
+        score ([`Score`], *optional*): The out-of-distribution score; `mcm` for text-image models and `msp` for others by
+            default.
+        threshold ([`Threshold`], *optional*): Below it an image is called out-of-distribution.
+
+    Example:
+
+        ```py
+        >>> predictor = load_classifier("user/adapter")
+        >>> predictor.predict("photo.jpg")
+        Prediction(label='cat', probability=0.97, score=-0.03, is_ood=False, ...)
+        ```
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        preprocess: ImagePreprocessor,
+        class_names: list[str],
+        score: Optional[Score] = None,
+        threshold: Optional[Threshold] = None,
+    ) -> None:
+        from ..evaluation.readers import make_reader
+
+        self.classifier = classifier.eval()
+        self.preprocess = preprocess
+        self.class_names = class_names
+        if score is None:
+            named = threshold is not None and threshold.score is not None
+            default = "mcm" if hasattr(classifier, "get_class_features") else "msp"
+            score = get_score(threshold.score, **threshold.options) if named else get_score(default)  # type: ignore
+        self.score = score
+        self.threshold = threshold
+        self._reader = make_reader(classifier, patch_features="patch_features" in score.needs)
+        self._identity: Optional[str] = None
+        known = {name for name in (score.identity, threshold and threshold.identity) if name}
+        if known and known != {self.identity}:
+            warnings.warn(
+                "The out-of-distribution threshold was fitted on another model, or under versions that load this one "
+                "differently, so `is_ood` will be None. Fit it anew with `predictor.calibrate(images)`.",
+                UserWarning,
+                stacklevel=2,
+            )
+            self.threshold = None
+            if score.identity is not None:
+                self.score = get_score("mcm" if hasattr(classifier, "get_class_features") else "msp")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.classifier.parameters()).device
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the model, which a threshold is bound to."""
+        from ..evaluation.fingerprint import model_fingerprint
+
+        if self._identity is None:
+            self._identity = model_fingerprint(self.classifier)
+        return self._identity
+
+    def predict(
+        self, images: Any, *, batch_size: int = 64, progress_bar: Optional[bool] = None
+    ) -> Union[Prediction, list[Prediction]]:
+        """
+        Classify images and say which of them the classifier was not made for.
+
+        Args:
+            images: One image or an iterable of images, a column of a `datasets.Dataset` for instance: paths, http(s)
+                addresses, PIL images, or arrays of shape `(height, width[, channels])`, `uint8` or float in [0, 1]. An array
+                of four dimensions is a batch.
+            batch_size (`int`, *optional*, defaults to 64): Images that are in memory and in the model at once.
+            progress_bar (`bool`, *optional*): Whether to show a progress bar; for more than one batch by default.
+
+        Returns:
+            `Prediction` or `list[Prediction]`: One for one image, a list in the order of the images otherwise.
+
+        Raises:
+            UnreadableImageError: If an image cannot be found or decoded; the message has its position.
+        """
+        single = is_single_image(images)
+        predictions: list[Prediction] = []
+        for outputs in self._batches([images] if single else images, batch_size, progress_bar):
+            predictions += self._predictions(outputs)
+        return predictions[0] if single else predictions
+
+    def outputs(self, images: Any, *, batch_size: int = 64, progress_bar: Optional[bool] = None) -> ModelOutputs:
+        """
+        Logits and features, to fit scores and thresholds on.
+
+        Args:
+            images: As in [`~Predictor.predict`].
+            batch_size (`int`, *optional*, defaults to 64): Images that are in memory and in the model at once.
+            progress_bar (`bool`, *optional*): Whether to show a progress bar; for more than one batch by default.
+
+        Returns:
+            [`ModelOutputs`]: Of all images, on the CPU.
+        """
+        images = [images] if is_single_image(images) else images
+        parts = [_to_cpu(part) for part in self._batches(images, batch_size, progress_bar)]
+        if not parts:
+            raise ValueError("there are no images.")
+        merged = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("logits", "features", "patch_features")
+            if getattr(parts[0], name) is not None
+        }
+        first = parts[0]
+        return ModelOutputs(
+            **merged,
+            class_features=first.class_features,
+            logit_scale=first.logit_scale,
+            bias=first.bias,
+            identity=self.identity,
+        )
+
+    def calibrate(self, images: Any, *, tpr: float = 0.95, batch_size: int = 64) -> Threshold:
+        """
+        Fit the out-of-distribution threshold on in-distribution images, and use it from now on.
+
+        Args:
+            images: In-distribution images that were not trained on, as in [`~Predictor.predict`].
+            tpr (`float`, *optional*, defaults to 0.95): The fraction of them that stays in-distribution, in (0, 1].
+            batch_size (`int`, *optional*, defaults to 64): Images that are in memory and in the model at once.
+
+        Returns:
+            [`Threshold`]: Also in `self.threshold`; [`~Predictor.save_calibration`] stores it with the adapter.
+        """
+        scores = self.score.score(self.outputs(images, batch_size=batch_size))
+        self.threshold = Threshold.fit(scores, tpr, score=self.score, identity=self.identity)
+        return self.threshold
+
+    def save_calibration(self, folder: Union[str, Path]) -> None:
+        """
+        Store score and threshold with the adapter, where [`load_classifier`] finds them.
+
+        Args:
+            folder (`str` or `Path`): The adapter's folder.
+
+        Raises:
+            ValueError: If no threshold was fitted.
+        """
+        if self.threshold is None:
+            raise ValueError("there is no threshold to save: fit one with `predictor.calibrate(images)`.")
+        if self.score.requires_fit:
+            self.score.save(Path(folder) / layout.SCORE)
+        self.threshold.save(Path(folder) / layout.THRESHOLD)
+
+    def to_pipeline(self, **kwargs: Any) -> Any:
+        """
+        The classifier as a `transformers.pipeline("image-classification")`.
+
+        Args:
+            **kwargs: Arguments of `transformers.pipeline`, such as `batch_size` or `top_k`.
+
+        Returns:
+            `transformers.ImageClassificationPipeline`: Gives labels and probabilities; it knows no threshold.
+        """
+        from .pipeline import make_pipeline
+
+        return make_pipeline(self, **kwargs)
+
+    def _batches(self, images: Iterable[Any], batch_size: int, progress_bar: Optional[bool]) -> Iterator[ModelOutputs]:
+        from tqdm.auto import tqdm
+
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        total = len(images) if hasattr(images, "__len__") else None
+        show = (total is None or total > batch_size) if progress_bar is None else progress_bar
+        opened = open_images(images)
+        with tqdm(total=total, desc="images", unit="image", disable=not show) as bar:
+            while batch := list(islice(opened, batch_size)):
+                yield self._read(self.preprocess(batch))
+                bar.update(len(batch))
+
+    @torch.no_grad()
+    def _read(self, pixel_values: torch.Tensor) -> ModelOutputs:
+        fields = self._reader.read(pixel_values.to(self.device))
+        # A score or threshold that was fitted anonymously is compared with nothing, and the hash costs time.
+        bound = self.score.identity is not None or (self.threshold is not None and self.threshold.identity is not None)
+        return ModelOutputs(**fields, **self._reader.head(), identity=self.identity if bound else None)
+
+    def _predictions(self, outputs: ModelOutputs) -> list[Prediction]:
+        scores = self.score.score(outputs)
+        ood = None if self.threshold is None else self.threshold.is_ood(scores, identity=outputs.identity).tolist()
+        rows = outputs.logits.softmax(dim=-1).tolist()
+        predictions = []
+        for index, (row, score) in enumerate(zip(rows, scores.tolist())):
+            best = max(range(len(row)), key=row.__getitem__)
+            predictions.append(
+                Prediction(
+                    label=self.class_names[best],
+                    probability=row[best],
+                    score=score,
+                    is_ood=None if ood is None else ood[index],
+                    probabilities=dict(zip(self.class_names, row)),
+                )
+            )
+        return predictions
+
+
+def _to_cpu(outputs: ModelOutputs) -> ModelOutputs:
+    from dataclasses import fields, replace
+
+    values = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    return replace(outputs, **{name: v.cpu() for name, v in values.items() if isinstance(v, torch.Tensor)})
