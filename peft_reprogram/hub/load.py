@@ -8,7 +8,7 @@ from torch import nn
 
 from ..classifier import ZeroShotClassifier
 from ..data import ImagePreprocessor
-from ..ood import Score, Threshold
+from ..ood import Score, Threshold, get_score
 from . import layout
 from .checks import AdapterContents, check_adapter, check_names, read_settings
 from .download import fetch
@@ -259,9 +259,14 @@ def _load_calibration(contents: AdapterContents) -> tuple[Optional[Score], Optio
     try:
         if contents.has(layout.SCORE):
             read_header(contents.folder / layout.SCORE)
+            read_weights(contents.folder / layout.SCORE)
             score = Score.load(contents.folder / layout.SCORE)
         if contents.has(layout.THRESHOLD):
             threshold = Threshold.from_dict(read_settings(contents.folder / layout.THRESHOLD))
+            if score is None and threshold.score is not None:
+                score = get_score(threshold.score, **threshold.options)
+                if not score.is_fitted:
+                    raise ValueError(f"the threshold is one of the score {score.name!r}, but {layout.SCORE} is missing.")
     except (TypeError, ValueError) as error:
         raise UnsafeAdapterError(f"the calibration of the adapter is damaged: {error}") from error
     return score, threshold

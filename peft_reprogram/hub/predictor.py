@@ -71,15 +71,13 @@ class Predictor:
         self.classifier = classifier.eval()
         self.preprocess = preprocess
         self.class_names = class_names
-        if score is None:
-            named = threshold is not None and threshold.score is not None
-            default = "mcm" if hasattr(classifier, "get_class_features") else "msp"
-            score = get_score(threshold.score, **threshold.options) if named else get_score(default)  # type: ignore
-        self.score = score
+        default = get_score("mcm" if hasattr(classifier, "get_class_features") else "msp")
+        self.score = default if score is None else score
         self.threshold = threshold
-        self._reader = make_reader(classifier, patch_features="patch_features" in score.needs)
+        if threshold is not None and threshold.score not in (None, self.score.name):
+            raise ValueError(f"the threshold is one of the score {threshold.score!r}, not of {self.score.name!r}.")
         self._identity: Optional[str] = None
-        known = {name for name in (score.identity, threshold and threshold.identity) if name}
+        known = {name for name in (self.score.identity, threshold and threshold.identity) if name}
         if known and known != {self.identity}:
             warnings.warn(
                 "The out-of-distribution threshold was fitted on another model, or under versions that load this one "
@@ -88,8 +86,8 @@ class Predictor:
                 stacklevel=2,
             )
             self.threshold = None
-            if score.identity is not None:
-                self.score = get_score("mcm" if hasattr(classifier, "get_class_features") else "msp")
+            self.score = default if self.score.identity is not None else self.score
+        self._reader = make_reader(classifier, patch_features="patch_features" in self.score.needs)
 
     @property
     def device(self) -> torch.device:

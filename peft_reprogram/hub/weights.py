@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 MAX_TENSORS = 100_000
 _FLOATING = {"F64", "F32", "F16", "BF16"}
-# Batch normalisation counts its batches; nothing else in a model or adapter is a whole number.
-_INTEGERS = {"I64", "I32"}
+# Batch normalisation counts its batches, and a fitted score spells its model's fingerprint; all else is floating point.
+_INTEGERS = {"I64", "I32", "U8"}
+_INTEGER_NAMES = ("num_batches_tracked", "position_ids", "identity")
 
 
 class UnsafeAdapterError(ValueError):
@@ -59,7 +60,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     if not tensors:
         raise UnsafeAdapterError(f"{path.name} holds no tensors.")
     for name, tensor in tensors.items():
-        counter = tensor.dtype in _INTEGERS and name.endswith(("num_batches_tracked", "position_ids"))
+        counter = tensor.dtype in _INTEGERS and name.endswith(_INTEGER_NAMES)
         if tensor.dtype not in _FLOATING and not counter:
             raise UnsafeAdapterError(
                 f"{path.name}: the tensor {name[:100]!r} has the dtype {tensor.dtype}; weights are {', '.join(sorted(_FLOATING))}."

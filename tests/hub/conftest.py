@@ -1,0 +1,92 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from PIL import Image
+from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPModel, ViTConfig, ViTForImageClassification
+
+from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier
+from peft_reprogram.demo.pretraining import build_model, build_tokenizer
+
+
+CLASSES = ["zero", "one", "two | <b>many</b>"]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A text-image model with random weights, saved."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    tokenizer = build_tokenizer()
+    build_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(base, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    processor = AutoImageProcessor.from_pretrained(base)
+    tokenizer = build_tokenizer()
+    config = ResidualReprogrammerConfig.for_classes(
+        CLASSES, tokenizer=tokenizer, image_processor=processor, init_weights=False
+    )
+    model = get_peft_model(CLIPModel.from_pretrained(base), config)
+    ZeroShotClassifier(model, tokenizer, CLASSES).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(saved_adapter, tmp_path) -> Path:
+    """A Residual Reprogrammer of the base model, saved, to be changed by the test."""
+    return Path(shutil.copytree(saved_adapter, tmp_path / "adapter"))
+
+
+@pytest.fixture
+def vit_adapter(tmp_path) -> Path:
+    """A Reprogrammer of an image classifier with a new head."""
+    torch.manual_seed(0)
+    base = tmp_path / "vit"
+    config = ViTConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        num_labels=7,
+    )
+    ViTForImageClassification(config).save_pretrained(base)
+    processor = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    labels = dict(enumerate(CLASSES))
+    model = ViTForImageClassification.from_pretrained(base, id2label=labels, ignore_mismatched_sizes=True)
+    peft_config = ReprogrammerConfig.for_classes(
+        CLASSES, image_processor=processor, init_weights=False, modules_to_save=["classifier"]
+    )
+    folder = tmp_path / "vit-adapter"
+    get_peft_model(model, peft_config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 40, 30, 3), dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels]
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch, tmp_path) -> None:
+    """Tests neither see nor use the developer's token."""
+    for name in list(os.environ):
+        if name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_TOKEN"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
