@@ -20,6 +20,7 @@ from typing import Any, Optional
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
 from transformers import (
     AutoConfig,
@@ -86,6 +87,11 @@ class TaskConfig:
             raise ValueError(f"there is no method '{self.method}'. Choose one of {', '.join(METHODS)}.")
         if self.validation_split is not None and self.validation_fraction is not None:
             raise ValueError("`validation_split` and `validation_fraction` exclude each other: give one.")
+        if self.validation_split is not None and Path(self.dataset).is_file():
+            raise ValueError(
+                f"{self.dataset} is one file without splits, so `validation_split` would be the training rows. Give "
+                "`validation_fraction`, or the folder of all files as `dataset`."
+            )
 
 
 @dataclass
@@ -217,6 +223,8 @@ def main(arguments: list[str]) -> TrainingResult:
         [`TrainingResult`]: what the run did.
     """
     task, training_config, run = parse_arguments(arguments)
+    # Processes without accelerators find each other too, which Accelerate otherwise leaves to a variable.
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     set_seed(training_config.seed)
     # One process of each machine prepares and downloads, the others then find it done.
     with PartialState().local_main_process_first():
