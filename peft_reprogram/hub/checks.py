@@ -22,6 +22,7 @@ from .weights import TensorHeader, UnsafeAdapterError, read_header
 MAX_CLASSES = 100_000
 MAX_NAME_LENGTH = 1_000
 MAX_SIDE = 16_384
+MAX_SIZE = 65_536
 MAX_PATTERN_LENGTH = 1_000
 MAX_REPETITIONS = 6
 
@@ -217,6 +218,13 @@ def _check_peft_config(config: dict[str, Any]) -> None:
             _check_pattern(name, pattern)
     for name in ("image_size", "frame_inner", "up_resolution"):
         _check_sides(layout.ADAPTER_CONFIG, name, config.get(name))
+    for name, value in config.items():
+        # Ranks, block sizes and the like, which layers are made by; lists name rows and layers.
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if type(number) is int and abs(number) > MAX_SIZE:
+                raise UnsafeAdapterError(
+                    f"{layout.ADAPTER_CONFIG} has {_quoted(value)} for `{name}`; sizes are accepted up to {MAX_SIZE:,}."
+                )
 
 
 def _check_types(config_cls: type, config: Mapping[str, Any]) -> None:
@@ -291,8 +299,12 @@ def _check_preprocessor(settings: Mapping[str, Any]) -> None:
         _check_sides(layout.PREPROCESSOR, name, settings.get(name))
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = settings.get(name)
-        if value is not None and not all(_fits(item, float) for item in (value if isinstance(value, list) else [value])):
-            raise UnsafeAdapterError(f"{layout.PREPROCESSOR} has {_quoted(value)} for `{name}`, which must be numbers.")
+        if value is not None and not all(
+            _fits(item, float) for item in (value if isinstance(value, list) else [value])
+        ):
+            raise UnsafeAdapterError(
+                f"{layout.PREPROCESSOR} has {_quoted(value)} for `{name}`, which must be numbers."
+            )
 
 
 def _classes(folder: Path, config: Optional[Mapping[str, Any]]) -> tuple[Optional[list[str]], Optional[list[str]]]:

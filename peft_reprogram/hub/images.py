@@ -96,7 +96,7 @@ def _from_array(array: np.ndarray) -> Image:
             f"an array of shape {array.shape} is no image; it must be (height, width) or (height, width, 1, 3 or 4)."
         )
     if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and 0 <= array.min() and array.max() <= 1):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise UnreadableImageError(
                 "an array of floats must lie in [0, 1]; give whole numbers from 0 to 255 as `uint8`."
             )

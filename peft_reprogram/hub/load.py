@@ -60,64 +60,90 @@ def load_classifier(
         >>> predictor.predict(["photo.jpg", "https://example.org/photo.png"])
         ```
     """
-    source = fetch(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
-    contents = check_adapter(source)
+    folder = fetch(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
+    contents = check_adapter(folder)
+    options = {"token": token, "local_files_only": local_files_only, "trust_remote_code": False}
+    loader = _Loader(contents, str(path_or_repo), model, options)
     names = contents.class_names if class_names is None else check_names(class_names)
-    hub = {"token": token, "local_files_only": local_files_only}
-    classifier, names = _load_model(contents, str(path_or_repo), model, names, hub)
+    classifier, names = loader.load(names)
+    preprocess = loader.load_preprocessor()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processor_source = source if contents.has(layout.PREPROCESSOR) else _base_source(contents, model, classifier)
-    preprocess = _load_preprocessor(processor_source, hub)
     return Predictor(classifier.to(device), preprocess, names, *_load_calibration(contents))
 
 
-def _load_model(
-    contents: AdapterContents,
-    name: str,
-    model: Union[str, Path, nn.Module, None],
-    class_names: Optional[list[str]],
-    hub: dict[str, Any],
-) -> tuple[nn.Module, list[str]]:
-    if contents.peft_config is None:
-        read_weights(contents.weights)  # only to refuse what is not finite; transformers reads them itself
-        base, revision = str(contents.folder), None
-    elif isinstance(model, nn.Module):
-        base, revision = None, None
-    else:
-        base = _base_name(contents, name, model)
-        revision = contents.peft_config.get("revision") if model is None else None
-    module = model if base is None else None
-    options = {**hub, "revision": revision} if contents.peft_config is not None else {"local_files_only": True}
-    config = module.config if isinstance(module, nn.Module) else _load_config(base, name, options)
+class _Loader:
+    """Loads the parts of one adapter; `base` is where its base model comes from."""
 
-    if contents.is_zero_shot or _is_text_image(config):
-        if class_names is None:
-            raise ValueError(f"{name} does not name its classes: pass `class_names=[...]` in the order of its training.")
-        if module is None:
-            module = _load_base("AutoModel", base, name, options)
-        module = _with_adapter(module, contents, name)
-        tokenizer = _load_tokenizer(contents, base, getattr(module, "name_or_path", None), options)
-        templates = contents.templates or ["a photo of a {}"]
-        return ZeroShotClassifier(module, tokenizer, class_names, templates), class_names
+    def __init__(
+        self, contents: AdapterContents, name: str, model: Union[str, Path, nn.Module, None], options: dict[str, Any]
+    ) -> None:
+        self.contents = contents
+        self.name = name
+        self.module = model if isinstance(model, nn.Module) else None
+        self.options = options
+        if contents.peft_config is None:
+            read_weights(contents.weights)  # only to refuse what is not finite; transformers reads them itself
+            self.base = str(contents.folder)
+        elif isinstance(model, nn.Module):
+            self.base = contents.base_model or ""
+        else:
+            self.base = _base_name(contents, name, model)
+            if model is None:
+                self.options = {**options, "revision": contents.peft_config.get("revision")}
 
-    own = _own_class_names(config)
-    if class_names is None:
-        class_names = own
-    if class_names is None:
-        raise ValueError(f"{name} does not name its classes: pass `class_names=[...]` in the order of its training.")
-    if module is None:
-        labels: dict[str, Any] = {}
-        if own != class_names:
-            if contents.peft_config is not None and not contents.peft_config.get("modules_to_save"):
-                raise UnsafeAdapterError(
-                    f"{name} has {len(class_names)} classes of its own, but its weights hold no classification head "
-                    "(`modules_to_save`), and the head of its base model knows others. It was saved incompletely."
-                )
-            labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
-        module = _load_base(
-            "AutoModelForImageClassification", base, name, {**options, **labels, "ignore_mismatched_sizes": bool(labels)}
-        )
-    return _with_adapter(module, contents, name).eval(), class_names
+    def load(self, class_names: Optional[list[str]]) -> tuple[nn.Module, list[str]]:
+        """The classifier, and the names of its classes."""
+        config: Any = self._load("AutoConfig") if self.module is None else self.module.config
+        is_text_image = self.contents.is_zero_shot or _is_text_image(config)
+        own = None if is_text_image else _own_class_names(config)
+        names = own if class_names is None else class_names
+        if names is None:
+            raise ValueError(
+                f"{self.name} does not name its classes: pass `class_names=[...]` in the order of its training."
+            )
+        if is_text_image:
+            module = _with_adapter(
+                self.module or self._load("AutoModel", use_safetensors=True), self.contents, self.name
+            )
+            templates = self.contents.templates or ["a photo of a {}"]
+            return ZeroShotClassifier(module, self._load_tokenizer(), names, templates), names
+        module = self.module or self._load_classifier(names, has_them=own == names)
+        return _with_adapter(module, self.contents, self.name), names
+
+    def load_preprocessor(self) -> ImagePreprocessor:
+        """The preprocessing that was saved with the adapter, or else that of the base model."""
+        own = self.contents.has(layout.PREPROCESSOR)
+        return ImagePreprocessor(self._load("AutoImageProcessor", str(self.contents.folder) if own else None))
+
+    def _load_classifier(self, names: list[str], has_them: bool) -> nn.Module:
+        kind = "AutoModelForImageClassification"
+        if has_them:
+            return self._load(kind, use_safetensors=True)
+        if self.contents.peft_config is not None and not self.contents.peft_config.get("modules_to_save"):
+            raise UnsafeAdapterError(
+                f"{self.name} has {len(names)} classes of its own, but its weights hold no classification head "
+                "(`modules_to_save`), and the head of its base model knows others. It was saved incompletely."
+            )
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        return self._load(kind, use_safetensors=True, ignore_mismatched_sizes=True, **labels)
+
+    def _load_tokenizer(self) -> Any:
+        own = any(self.contents.has(name) for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
+        return self._load("AutoTokenizer", str(self.contents.folder) if own else None)
+
+    def _load(self, auto_class: str, source: Optional[str] = None, **options: Any) -> Any:
+        import transformers
+
+        if source is None:
+            source, options = self.base, {**self.options, **options}
+        try:
+            return getattr(transformers, auto_class).from_pretrained(source, **{"trust_remote_code": False, **options})
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{auto_class} cannot load {source!r}, which {self.name} needs: {str(error)[:500]} Check the connection and "
+                "the name, or pass the base model: `load_classifier(..., model=...)`. Only safetensors weights and models "
+                "that transformers knows are loaded."
+            ) from error
 
 
 def _base_name(contents: AdapterContents, name: str, model: Union[str, Path, None]) -> str:
@@ -141,34 +167,6 @@ def _base_name(contents: AdapterContents, name: str, model: Union[str, Path, Non
     return contents.base_model
 
 
-def _load_config(base: Optional[str], name: str, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise _no_base(base, name, error) from error
-
-
-def _load_base(auto_class: str, base: Optional[str], name: str, options: dict[str, Any]) -> nn.Module:
-    import transformers
-
-    try:
-        return getattr(transformers, auto_class).from_pretrained(
-            base, trust_remote_code=False, use_safetensors=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise _no_base(base, name, error) from error
-
-
-def _no_base(base: Optional[str], name: str, error: Exception) -> Exception:
-    return FileNotFoundError(
-        f"the base model {base!r} of {name} cannot be loaded: {str(error)[:500]} Check the connection and the name, or pass "
-        "the base model: `load_classifier(..., model=...)`. Only safetensors weights and models that transformers knows are "
-        "loaded."
-    )
-
-
 def _is_text_image(config: Any) -> bool:
     has_head = any(name.endswith("ForImageClassification") for name in config.architectures or [])
     return hasattr(config, "text_config") and not has_head
@@ -176,10 +174,8 @@ def _is_text_image(config: Any) -> bool:
 
 def _own_class_names(config: Any) -> Optional[list[str]]:
     labels = getattr(config, "id2label", None) or {}
-    names = [labels.get(index) for index in range(len(labels))]
-    if not names or None in names or all(label == f"LABEL_{index}" for index, label in enumerate(names)):
-        return None
-    return names
+    names = [labels[index] for index in sorted(labels)]
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
 def _with_adapter(model: nn.Module, contents: AdapterContents, name: str) -> nn.Module:
@@ -188,7 +184,7 @@ def _with_adapter(model: nn.Module, contents: AdapterContents, name: str) -> nn.
     from peft.utils import PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 
     if contents.peft_config is None:
-        return model
+        return model.eval()
     weights = read_weights(contents.weights)
     config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(contents.peft_config["peft_type"])]
     try:
@@ -205,7 +201,7 @@ def _with_adapter(model: nn.Module, contents: AdapterContents, name: str) -> nn.
     if expected != found:
         raise _wrong_base(name, model, _difference(expected, found))
     set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)
-    return adapted
+    return adapted.eval()
 
 
 def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:
@@ -228,32 +224,6 @@ def _wrong_base(name: str, model: nn.Module, reason: str) -> ValueError:
     )
 
 
-def _load_tokenizer(contents: AdapterContents, base: Optional[str], base_path: Any, options: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    if contents.has("tokenizer.json") or contents.has("vocab.json") or contents.has("vocab.txt"):
-        return AutoTokenizer.from_pretrained(str(contents.folder), trust_remote_code=False, local_files_only=True)
-    return AutoTokenizer.from_pretrained(base or base_path, trust_remote_code=False, **options)
-
-
-def _base_source(contents: AdapterContents, model: Any, classifier: nn.Module) -> str:
-    if isinstance(model, (str, Path)):
-        return str(model)
-    return contents.base_model or getattr(classifier, "name_or_path", "") or str(contents.folder)
-
-
-def _load_preprocessor(source: Union[str, Path], hub: dict[str, Any]) -> ImagePreprocessor:
-    from transformers import AutoImageProcessor
-
-    try:
-        return ImagePreprocessor(AutoImageProcessor.from_pretrained(str(source), trust_remote_code=False, **hub))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"no image processor was found in {source}: {str(error)[:300]} Save it beside the adapter with "
-            "`image_processor.save_pretrained(folder)`."
-        ) from error
-
-
 def _load_calibration(contents: AdapterContents) -> tuple[Optional[Score], Optional[Threshold]]:
     score = threshold = None
     try:
@@ -266,7 +236,9 @@ def _load_calibration(contents: AdapterContents) -> tuple[Optional[Score], Optio
             if score is None and threshold.score is not None:
                 score = get_score(threshold.score, **threshold.options)
                 if not score.is_fitted:
-                    raise ValueError(f"the threshold is one of the score {score.name!r}, but {layout.SCORE} is missing.")
+                    raise ValueError(
+                        f"the threshold is one of the score {score.name!r}, but {layout.SCORE} is missing."
+                    )
     except (TypeError, ValueError) as error:
         raise UnsafeAdapterError(f"the calibration of the adapter is damaged: {error}") from error
     return score, threshold

@@ -51,7 +51,9 @@ def make_pipeline(predictor: Predictor, **kwargs: Any) -> Any:
     """See [`Predictor.to_pipeline`]."""
     labels = dict(enumerate(predictor.class_names))
     config = PretrainedConfig(
-        id2label=labels, label2id={name: index for index, name in labels.items()}, problem_type="single_label_classification"
+        id2label=labels,
+        label2id={name: index for index, name in labels.items()},
+        problem_type="single_label_classification",
     )
     return _Pipeline(
         model=_PipelineModel(config, predictor.classifier).eval(),

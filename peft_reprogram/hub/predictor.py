@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -144,19 +144,12 @@ class Predictor:
         parts = [_to_cpu(part) for part in self._batches(images, batch_size, progress_bar)]
         if not parts:
             raise ValueError("there are no images.")
-        merged = {
+        merged: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("logits", "features", "patch_features")
             if getattr(parts[0], name) is not None
         }
-        first = parts[0]
-        return ModelOutputs(
-            **merged,
-            class_features=first.class_features,
-            logit_scale=first.logit_scale,
-            bias=first.bias,
-            identity=self.identity,
-        )
+        return replace(parts[0], **merged, identity=self.identity)
 
     def calibrate(self, images: Any, *, tpr: float = 0.95, batch_size: int = 64) -> Threshold:
         """
@@ -209,7 +202,7 @@ class Predictor:
 
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        total = len(images) if hasattr(images, "__len__") else None
+        total = len(images) if isinstance(images, Sized) else None
         show = (total is None or total > batch_size) if progress_bar is None else progress_bar
         opened = open_images(images)
         with tqdm(total=total, desc="images", unit="image", disable=not show) as bar:
@@ -244,7 +237,6 @@ class Predictor:
 
 
 def _to_cpu(outputs: ModelOutputs) -> ModelOutputs:
-    from dataclasses import fields, replace
-
     values = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
-    return replace(outputs, **{name: v.cpu() for name, v in values.items() if isinstance(v, torch.Tensor)})
+    moved: dict[str, Any] = {name: v.cpu() for name, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(outputs, **moved)

@@ -90,7 +90,7 @@ def test_wrong_base_model_is_named(adapter, base, tmp_path):
     CLIPModel(config).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"does not fit the base model CLIPModel .*has the shape .* and must have"):
         load_classifier(adapter, model=tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match="the base model .* cannot be loaded"):
+    with pytest.raises(FileNotFoundError, match=r"cannot load .*nowhere"):
         load_classifier(adapter, model=tmp_path / "nowhere")
 
 
@@ -108,7 +108,7 @@ def test_missing_files_are_named(adapter, missing):
 
 
 def test_what_cannot_be_found(tmp_path, adapter):
-    with pytest.raises(FileNotFoundError, match="no folder .* no name of a repository"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .* no name of a repository"):
         load_classifier(tmp_path / "a" / "b" / "c")
     with pytest.raises(ValueError, match="local folder, which has no `revision`"):
         load_classifier(adapter, revision="main")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from peft_reprogram.data import UnreadableImageError
-from peft_reprogram.hub import load_classifier
 from peft_reprogram.hub import images as hub_images
+from peft_reprogram.hub import load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_pipeline_of_transformers(predictor, pictures, tmp_path):
     expected = predictor.predict(pictures)
     results = pipe(pictures, batch_size=2)
     for prediction, result in zip(expected, results):
-        assert [entry["label"] for entry in result][0] == prediction.label
+        assert result[0]["label"] == prediction.label
         assert len(result) == 2
         for entry in result:
             assert entry["score"] == pytest.approx(prediction.probabilities[entry["label"]], rel=1e-5)
