@@ -30,15 +30,7 @@ TEXT_PARAMETERS = "reprogrammer_rows"
 SHUFFLE_BUFFER = 1_000
 
 # What may change between an interrupted run and its continuation without changing its result.
-FREE_TO_CHANGE = {
-    "output_dir",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "num_workers",
-    "trackers",
-    "progress_bar",
-    "eval_batch_size",
-}
+FREE_TO_CHANGE = {"output_dir", "checkpoint_steps", "keep_checkpoints", "num_workers", "trackers", "progress_bar"}
 
 
 @dataclass
@@ -200,7 +192,7 @@ class TrainingResult:
         seconds (`float`):
             Time in the loop, validation included, interrupted parts of the run too.
         images_per_second (`float`):
-            Training images by that time.
+            Training images by that time without validation.
         trainable_parameters (`int`):
             Numbers that were trained.
         selection (`str`):
@@ -321,6 +313,7 @@ class _Progress:
     batch: int = 0  # micro-batches of this epoch that are done
     step: int = 0
     seconds: float = 0.0
+    validation_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
 
@@ -379,6 +372,8 @@ class _Run:
     # --- set-up --------------------------------------------------------------------------------------------------
 
     def _prepared(self, data: ImageData | torch.utils.data.Dataset) -> Any:
+        if not (isinstance(data, ImageData) and data.streaming) and len(data) == 0:  # type: ignore[arg-type]
+            raise ValueError("there are no images to train or validate on: check the split and `class_map`.")
         if not isinstance(data, ImageData):
             return data
         if self.preprocess is None:
@@ -396,8 +391,6 @@ class _Run:
 
     def _training_loader(self, data: ImageData | torch.utils.data.Dataset) -> Any:
         dataset = self._prepared(data)
-        if len(dataset) == 0:
-            raise ValueError("there are no training images.")
         # Equal batches keep the mean loss of several processes the loss of one process with a batch as large.
         drop_last = len(dataset) >= self.config.batch_size * self.accelerator.num_processes
         loader = self._loader(dataset, batch_size=self.config.batch_size, shuffle=True, drop_last=drop_last)
@@ -579,6 +572,7 @@ class _Run:
     @torch.no_grad()
     def _validate(self) -> None:
         assert self.validation_loader is not None
+        started = time.perf_counter()
         self.model.eval()
         correct, losses = [], []
         for batch in self.validation_loader:
@@ -594,6 +588,7 @@ class _Run:
         }
         self._record({f"val_{name}": value for name, value in figures.items()})
         progress = self.progress
+        progress.validation_seconds += time.perf_counter() - started
         rank = (figures["accuracy"], -figures["loss"])
         if progress.best is None or rank > (progress.best["accuracy"], -progress.best["loss"]):
             progress.best = {"epoch": progress.epoch, **figures}
@@ -660,7 +655,7 @@ class _Run:
         return TrainingResult(
             steps=progress.step,
             seconds=round(progress.seconds, 3),
-            images_per_second=round(images / max(progress.seconds, 1e-9), 2),
+            images_per_second=round(images / max(progress.seconds - progress.validation_seconds, 1e-9), 2),
             trainable_parameters=sum(parameter.numel() for parameter in self.trainable.values()),
             selection=config.selection,
             selected_epoch=epoch,

@@ -2,7 +2,7 @@
 Trains an adapter for an image classification task.
 
     accelerate launch scripts/train.py --model openai/clip-vit-base-patch32 --dataset uoft-cs/cifar10 --shots 16 --output_dir runs/cifar10
-    accelerate launch scripts/train.py --config scripts/configs/cifar10_lit.yaml --model MODEL --dataset DATA --output_dir OUT
+    accelerate launch scripts/train.py --config scripts/configs/train_cifar10.yaml --model MODEL --dataset DATA --output_dir OUT
 
 A configuration file holds the same names as the flags; flags win over the file. `--help` lists them.
 """
@@ -116,8 +116,10 @@ def parse_arguments(arguments: list[str]) -> tuple[TaskConfig, TrainingConfig, R
         ValueError: if a value is out of range or a key of the file is unknown.
     """
     kinds = (TaskConfig, TrainingConfig, RunConfig)
-    parser = HfArgumentParser(kinds, description=__doc__, add_help=False)  # type: ignore[arg-type]
-    parser.register("type", dict[str, Any], json.loads)
+    # The usage of all flags would push the mistake that it precedes off the screen.
+    usage = "train.py --model MODEL --dataset DATA --output_dir DIR [--config FILE] [more flags, see --help]"
+    parser = HfArgumentParser(kinds, usage=usage, add_help=False)  # type: ignore[arg-type]
+    parser.register("type", dict[str, Any], _json_object)
     parser.add_argument("--config", default=None, help="A YAML file with the names of these flags as keys.")
     parser.add_argument("-h", "--help", action="help", help="Shows this and exits.")
     # The file becomes flags before the given ones: it is checked as they are, and the later of two wins.
@@ -126,7 +128,11 @@ def parse_arguments(arguments: list[str]) -> tuple[TaskConfig, TrainingConfig, R
     file = file_parser.parse_known_args(arguments)[0].config
     known = [item.name for kind in kinds for item in dataclasses.fields(kind)]
     flags = [] if file is None else _file_flags(Path(file), known)
-    task, training, run, _ = parser.parse_args_into_dataclasses([*flags, *arguments], look_for_args_file=False)
+    task, training, run, _, unknown = parser.parse_args_into_dataclasses(
+        [*flags, *arguments], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"unknown arguments {' '.join(unknown)}. The known flags are --{', --'.join(known)}.")
     return task, training, run
 
 
@@ -263,6 +269,13 @@ def _file_flags(path: Path, known: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         flags += [f"--{key}", *map(str, values)]
     return flags
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, got {text}.")
+    return value
 
 
 def _has_head(config: Any) -> bool:

@@ -542,8 +542,11 @@ def test_an_objective_for_a_model_with_its_own_loss_is_refused(tmp_path):
 
 
 def test_no_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no training images"):
-        train(make_vit(), torch.utils.data.Subset(Colours(), []), TrainingConfig(str(tmp_path)))
+    nothing = torch.utils.data.Subset(Colours(), [])
+    with pytest.raises(ValueError, match="no images to train or validate on"):
+        train(make_vit(), nothing, TrainingConfig(str(tmp_path)))
+    with pytest.raises(ValueError, match="no images to train or validate on"):
+        train(make_vit(), Colours(), TrainingConfig(str(tmp_path)), validation=nothing)
 
 
 def test_unknown_trackers_are_refused(tmp_path):

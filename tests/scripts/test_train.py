@@ -159,7 +159,7 @@ def test_a_classifier_gets_a_new_head_for_new_classes(script, colours, tmp_path)
 
 
 def test_shipped_configurations_hold_known_keys(script, clip, colours, tmp_path):
-    for file in (SCRIPT.parent / "configs").glob("*.yaml"):
+    for file in (SCRIPT.parent / "configs").glob("train_*.yaml"):
         more = ["--model", clip, "--dataset", colours, "--output_dir", str(tmp_path / "out")]
         task, training, _ = script.parse_arguments(["--config", str(file), *more])
         assert (task.model, training.output_dir) == (clip, str(tmp_path / "out"))
@@ -191,6 +191,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(script, clip, c
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         script.main(["--config", str(file), *flags(clip, colours, tmp_path / "out")[:6]])
     assert not (tmp_path / "out").exists()
+
+
+def test_unknown_flags_are_answered_with_the_known_ones(script, clip, colours, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"unknown arguments --learning_rate 1. The known flags are --model, --dataset"
+    ):
+        script.main(flags(clip, colours, tmp_path / "out", "--learning_rate", "1"))
+
+
+def test_a_missing_flag_is_named_on_one_screen(script, clip, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--model", clip])
+    message = capsys.readouterr().err
+    assert "required: --dataset, --output_dir" in message
+    assert len(message.splitlines()) < 5
 
 
 def test_a_missing_data_set_is_named(script, clip, tmp_path):
