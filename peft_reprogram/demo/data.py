@@ -21,7 +21,10 @@ CLASS_NAMES: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "
 
 OOD_LETTERS = "AEFHKMNPRTUVWX"  # left out: the letters that can pass for a digit, such as B, I, O, S and Z
 
-_SIZE, _MARGIN = 32, 4  # a scan covers the inner 24 px, so that every set shows its content clear of the picture's edge
+_SIZE, _MARGIN = (
+    32,
+    4,
+)  # a scan covers the inner 24 px, so that every set shows its content clear of the picture's edge
 _TEST_SHARE, _VALIDATION_SHARE = 0.25, 0.15
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ SHAPES: tuple[str, ...] = (
 """Names of the shapes that [`draw_shape`] knows."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     try:
         from matplotlib import get_data_path
@@ -114,7 +114,9 @@ def draw_shape(name: str, size: int = 46, line_width: int = 6) -> Image.Image:
         draw.ellipse(box, outline=255, width=line_width)
     elif name == "moon":
         draw.ellipse(box, fill=255)
-        draw.ellipse((box[0] + 0.45 * radius, box[1] - 0.2 * radius, box[2] + 0.45 * radius, box[3] - 0.2 * radius), fill=0)
+        draw.ellipse(
+            (box[0] + 0.45 * radius, box[1] - 0.2 * radius, box[2] + 0.45 * radius, box[3] - 0.2 * radius), fill=0
+        )
     elif name == "heart":
         angle = np.linspace(0, 2 * math.pi, 48)
         x = np.sin(angle) ** 3

@@ -46,9 +46,8 @@ _PREFIXES = (
     "this is a",
     "the",
     "a",
-    "",
 )
-_PREFIX_WEIGHTS = np.array([6, 2, 2, 1, 1, 1, 1, 1, 1, 3, 2]) / 21
+_PREFIX_WEIGHTS = np.array([8, 2, 2, 1, 1, 1, 1, 1, 1, 2]) / 20
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,11 @@ def generate_pictures(count: int, seed: int = 0) -> Pictures:
     styles = np.zeros((count, len(STYLES)), dtype=bool)
     masks = np.stack([_draw(SUBJECTS[subject[i]], case[i], styles[i], rng) for i in range(count)])
     pixels, colour, background = _paint(masks, rng)
-    noisy = rng.random(count) < 0.2
+    noisy = rng.random(count) < 0.15
     styles[:, STYLES.index("noisy")] = noisy
-    deviation = np.where(noisy, rng.uniform(20, 60, count), rng.uniform(0, 6, count)).astype(np.float32)
+    deviation = np.where(noisy, rng.uniform(15, 45, count), rng.uniform(0, 6, count)).astype(np.float32)
     pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * deviation[:, None, None, None]
-    return Pictures(
-        np.clip(np.rint(pixels), 0, 255).astype(np.uint8), subject, case, colour, background, styles
-    )
+    return Pictures(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), subject, case, colour, background, styles)
 
 
 def _draw(subject: str, case: int, styles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -138,11 +135,13 @@ def _draw(subject: str, case: int, styles: np.ndarray, rng: np.random.Generator)
 
     handwritten = style("handwritten", 0.5)
     styles[STYLES.index("printed")] = not handwritten
-    bold, tilted, blurry = style("bold", 0.3), style("tilted", 0.15), style("blurry", 0.35)
-    size = rng.uniform(28, 60)
-    styles[STYLES.index("large")], styles[STYLES.index("tiny")] = size > 52, size < 34
+    bold, tilted, blurry = style("bold", 0.3), style("tilted", 0.1), style("blurry", 0.35)
+    size = rng.uniform(36, 62)
+    styles[STYLES.index("large")], styles[STYLES.index("tiny")] = size > 56, size < 41
     if subject in SHAPES:
-        glyph = draw_shape(subject, round(size * 0.85), line_width=int(rng.integers(8, 12) if bold else rng.integers(3, 7)))
+        glyph = draw_shape(
+            subject, round(size * 0.85), line_width=int(rng.integers(8, 12) if bold else rng.integers(3, 7))
+        )
     else:
         font = PRETRAINING_FONTS[int(rng.integers(len(PRETRAINING_FONTS)))]
         styles[STYLES.index("italic")] = "Oblique" in font or "Italic" in font
@@ -156,13 +155,13 @@ def _draw(subject: str, case: int, styles: np.ndarray, rng: np.random.Generator)
         glyph,
         rng,
         rotation=rng.uniform(20, 40) * rng.choice((-1, 1)) if tilted else rng.uniform(-8, 8),
-        shear=rng.uniform(-0.3, 0.35) if handwritten else 0.0,
+        shear=rng.uniform(-0.25, 0.3) if handwritten else 0.0,
         scale=(rng.uniform(0.75, 1.3), rng.uniform(0.85, 1.15)) if handwritten else (1.0, 1.0),
-        shift=tuple(rng.uniform(-5, 5, 2)),
-        wobble=rng.uniform(1.5, 4.0) if handwritten else 0.0,
+        shift=tuple(rng.uniform(-4, 4, 2)),
+        wobble=rng.uniform(1.0, 3.5) if handwritten else 0.0,
     )
     if blurry:
-        small = int(rng.integers(9, 17))
+        small = int(rng.integers(10, 17))
         glyph = glyph.resize((small, small), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC)
     return np.asarray(glyph)
 
@@ -177,8 +176,8 @@ def _paint(masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
     # Ink on paper and chalk on a board are what most pictures of characters look like.
     plain = rng.random(count)
     black, white = names.index("black"), names.index("white")
-    colour = np.where(plain < 0.2, black, np.where(plain < 0.4, white, colour))
-    background = np.where(plain < 0.2, white, np.where(plain < 0.4, black, background))
+    colour = np.where(plain < 0.25, black, np.where(plain < 0.5, white, colour))
+    background = np.where(plain < 0.25, white, np.where(plain < 0.5, black, background))
 
     def shade(index: np.ndarray) -> np.ndarray:
         return np.clip(palette[index] + rng.normal(0, 12, (len(index), 3)), 0, 255).astype(np.float32)
@@ -190,7 +189,9 @@ def _paint(masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
     clouds = np.stack(
         [
             np.asarray(
-                Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+                Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).resize(
+                    (32, 32), Image.Resampling.BICUBIC
+                )
             )
             for _ in mixed
         ]
@@ -205,9 +206,9 @@ def _paint(masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
     return pixels, colour, background
 
 
-def describe(pictures: Pictures, index: int, rng: np.random.Generator) -> Caption:
+def describe(pictures: Pictures, index: int, rng: np.random.Generator, detail: float = 1.0) -> Caption:
     """
-    Writes one of the many true captions of a picture: "a photo of a seven", "a bold red capital b on a blue background".
+    Writes one of the many true captions of a picture: "a photo of a seven", "a bold red capital letter b on a blue background".
 
     Args:
         pictures ([`Pictures`]):
@@ -216,27 +217,35 @@ def describe(pictures: Pictures, index: int, rng: np.random.Generator) -> Captio
             Which of them.
         rng (`numpy.random.Generator`):
             Chooses the wording and what is mentioned.
+        detail (`float`, *optional*, defaults to 1.0):
+            In [0, 1]; scales how often anything but the subject is put into words. At 0 the caption is the subject alone.
 
     Returns:
         [`Caption`]
     """
+
+    def sometimes(probability: float) -> bool:
+        return rng.random() < detail * probability
+
     subject, case = int(pictures.subject[index]), -1
     name = SUBJECTS[subject]
     if name in _DIGITS:
-        word = CLASS_NAMES[subject] if rng.random() < 0.7 else name
-        noun = word if rng.random() < 0.75 else f"{('digit', 'number')[int(rng.integers(2))]} {word}"
+        noun = CLASS_NAMES[subject] if rng.random() < 0.7 else name
+        if sometimes(0.25):
+            noun = f"{('digit', 'number')[int(rng.integers(2))]} {noun}"
     elif name in _LETTERS:
-        noun = name if rng.random() < 0.2 else f"letter {name}"
-        if rng.random() < 0.4:
+        noun = name if sometimes(0.2) else f"letter {name}"
+        if sometimes(0.4):
             case = int(pictures.case[index])
             noun = f"{CASES[case]} {noun}"
     else:
         noun = name
-    colour = int(pictures.colour[index]) if rng.random() < 0.3 else -1
-    background = int(pictures.background[index]) if rng.random() < 0.25 else -1
-    style = int(rng.choice(np.flatnonzero(pictures.styles[index]))) if rng.random() < 0.3 else -1
+    prefix = _PREFIXES[int(rng.choice(len(_PREFIXES), p=_PREFIX_WEIGHTS))] if sometimes(0.9) else ""
+    colour = int(pictures.colour[index]) if sometimes(0.2) else -1
+    background = int(pictures.background[index]) if sometimes(0.15) else -1
+    style = int(rng.choice(np.flatnonzero(pictures.styles[index]))) if sometimes(0.2) else -1
     names = list(COLOURS)
-    words = [_PREFIXES[int(rng.choice(len(_PREFIXES), p=_PREFIX_WEIGHTS))]]
+    words = [prefix]
     words += [STYLES[style]] if style >= 0 else []
     words += [names[colour]] if colour >= 0 else []
     words.append(noun)
@@ -270,5 +279,13 @@ def matches(pictures: Pictures, index: np.ndarray, captions: list[Caption]) -> n
 
 def caption_words() -> list[str]:
     """Every word that a caption can hold, sorted."""
-    parts = (*SUBJECTS, *CLASS_NAMES, *COLOURS, *CASES, *STYLES, *_PREFIXES, "digit number letter on a background - up")
+    parts = (
+        *SUBJECTS,
+        *CLASS_NAMES,
+        *COLOURS,
+        *CASES,
+        *STYLES,
+        *_PREFIXES,
+        "digit number letter on a background - up",
+    )
     return sorted({word for part in parts for word in part.replace("-", " ").split()} | {"-"})

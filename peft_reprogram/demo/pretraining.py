@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .pictures import Caption, Pictures, caption_words, describe, generate_pictures, matches
+from .pictures import Caption, Pictures, caption_words, describe, matches
 
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def pretrain(
     pictures: Pictures,
     *,
     steps: int,
-    batch_size: int = 256,
+    batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.05,
     seed: int = 0,
@@ -119,7 +119,7 @@ def pretrain(
     """
     Trains the model in place with a symmetric contrastive loss; a generator that yields the loss after each step.
 
-    Each step draws pictures and writes a new caption for each. A caption that happens to be true of another picture of the batch
+    Each step draws pictures and writes a new caption for each, of the subject alone at first and in full from 60 % of the steps on. A caption that happens to be true of another picture of the batch
     is left out of that picture's negatives. AdamW, 5 % of the steps warm-up, then cosine to zero.
 
     Args:
@@ -131,7 +131,7 @@ def pretrain(
             What to train on.
         steps (`int`):
             Optimiser steps.
-        batch_size (`int`, *optional*, defaults to 256):
+        batch_size (`int`, *optional*, defaults to 128):
             Pictures a step.
         learning_rate (`float`, *optional*, defaults to 1e-3):
             Peak learning rate.
@@ -162,8 +162,10 @@ def pretrain(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     model.train()
-    for index in _batches(len(pictures), batch_size, steps, rng):
-        captions = [describe(pictures, int(i), rng) for i in index]
+    for step, index in enumerate(_batches(len(pictures), batch_size, steps, rng)):
+        # Captions of the subject alone come first: the two towers agree on words for shapes far sooner than on whole sentences.
+        detail = min(1.0, step / (0.6 * steps))
+        captions = [describe(pictures, int(i), rng, detail) for i in index]
         loss = _contrastive_loss(model, tokenizer, pictures, index, captions)
         optimizer.zero_grad()
         loss.backward()
@@ -221,8 +223,6 @@ def save_checkpoint(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, card: 
     Raises:
         FileExistsError: if `path` holds something other than a checkpoint.
     """
-    import json
-
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -237,7 +237,12 @@ def save_checkpoint(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, card: 
         model.config.save_pretrained(fresh)
         weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        (fresh / "model.safetensors").chmod(0o644)  # safetensors lets nobody but the owner read
         tokenizer.save_pretrained(fresh)
+        settings = json.loads((fresh / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+        settings.pop("backend", None)
+        (fresh / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (fresh / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
         if path.exists():
