@@ -65,7 +65,7 @@ def load_demo_data(seed: int = 0) -> DemoData:
 
     The in-distribution images are scikit-learn's handwritten digits, 1,797 scans of 8 x 8 pixels, enlarged to 24 x 24 on a black
     32 x 32 picture. The letters are drawn in fonts that the demo's model was not pre-trained on and go through the same reduction
-    to 8 x 8 as the scans did, so that only their meaning tells them apart. The photos are crops of scikit-learn's two sample
+    to 8 x 8 as the scans did, so that little but their meaning tells them apart. The photos are crops of scikit-learn's two sample
     photographs.
 
     Args:
@@ -180,7 +180,7 @@ def _letters(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     for position in range(count):
         label = position % len(OOD_LETTERS)
         font = HELD_OUT_FONTS[int(rng.integers(len(HELD_OUT_FONTS)))]
-        glyph = draw_character(OOD_LETTERS[label], font, stroke_width=int(rng.integers(0, 3)))
+        glyph = draw_character(OOD_LETTERS[label], font, stroke_width=int(rng.integers(0, 2)))
         glyph = warp(glyph, rng, rotation=rng.uniform(-10, 10), shear=rng.uniform(-0.2, 0.2), wobble=1.5, size=64)
         glyph = glyph.crop(glyph.getbbox())
         width = min(32, round(32 * glyph.width / glyph.height))

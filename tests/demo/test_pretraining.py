@@ -43,8 +43,9 @@ def test_building_leaves_the_global_generator_alone(tokenizer):
 
 
 def test_training_learns(tokenizer, pictures):
-    _, losses = trained(tokenizer, pictures, 0, steps=24)
-    assert np.mean(losses[-4:]) < losses[0] - 0.3
+    _, losses = trained(tokenizer, pictures, 0, steps=40)
+    # The last steps have whole sentences to match: more to tell captions apart by, and more ways to be wrong.
+    assert np.mean(losses[-8:]) < losses[0] - 0.2
 
 
 def test_the_loss_is_symmetric_cross_entropy_without_the_other_true_pairs(tokenizer, pictures):
