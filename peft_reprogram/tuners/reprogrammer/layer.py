@@ -29,6 +29,7 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         # Weight of the zero-shot branch for each residual adapter; empty for plain reprogrammers.
         self.reprogrammer_alpha: dict[str, float] = {}
+        self.unloaded = False
         self._bypassed = False
         self._sample_adapters: Optional[list[str]] = None
 
@@ -49,6 +50,15 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
             yield
         finally:
             self._sample_adapters = None
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: Optional[list[str]]
+    ) -> nn.Module:
+        """Called when the model is unloaded, be it by the tuner of another method that it also has; switches hooks off."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        self.unloaded = True
+        return self.get_base_layer()
 
     def _acting_adapters(self) -> list[str]:
         if self.disable_adapters:

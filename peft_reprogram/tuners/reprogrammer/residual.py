@@ -41,7 +41,7 @@ class ResidualState:
 
     def acting(self, training: bool) -> list[str]:
         """The residual adapters that mix in a forward pass now, in the order of the samples if there is one a sample."""
-        if any(layer._bypassed or layer.disable_adapters for layer in self.layers):
+        if any(layer._bypassed or layer.disable_adapters or layer.unloaded for layer in self.layers):
             return []
         layer = self.layers[0]
         names = layer._sample_adapters if layer._sample_adapters is not None else layer.active_adapters
