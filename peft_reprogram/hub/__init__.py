@@ -1,8 +1,10 @@
 """Adapters on the Hugging Face Hub: loaded without trusting them, used in one line, published in one commit."""
 
+from .card import make_card
 from .checks import AdapterContents, check_adapter
 from .load import load_classifier
 from .predictor import Prediction, Predictor
+from .push import PushError, push_to_hub
 from .weights import UnsafeAdapterError
 
 
@@ -10,7 +12,10 @@ __all__ = [
     "AdapterContents",
     "Prediction",
     "Predictor",
+    "PushError",
     "UnsafeAdapterError",
     "check_adapter",
     "load_classifier",
+    "make_card",
+    "push_to_hub",
 ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Union
 
+from . import layout
 from .checks import check_file_list
 
 
@@ -49,69 +50,61 @@ def fetch(
 
 
 def _download(repo_id: str, revision: Optional[str], token: Union[str, bool, None], local_files_only: bool) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    from . import layout
-
-    names = list(layout.READ)
-    api = HfApi(endpoint=constants.ENDPOINT, token=token)
     where = f"{repo_id}{'' if revision is None else f' at {revision!r}'}"
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        return _snapshot(repo_id, revision, token, where, "downloads are switched off", cached=True)
+    endpoint = constants.ENDPOINT
     try:
-        if not (local_files_only or constants.HF_HUB_OFFLINE):
-            # Names and sizes before the first byte: a pattern would also match what lies in other folders.
-            info = api.model_info(repo_id, revision=revision, files_metadata=True)
-            names = check_file_list({file.rfilename: file.size for file in info.siblings or []}, where)
+        info = HfApi(endpoint=endpoint, token=token).model_info(repo_id, revision=revision, files_metadata=True)
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"the repository {repo_id} has no revision {revision!r} at {api.endpoint}.") from error
+        raise FileNotFoundError(f"the repository {repo_id} has no revision {revision!r} at {endpoint}.") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is neither a folder nor a repository {repo_id} at {api.endpoint}. Check the name; if it is private, log "
-            "in with `hf auth login` as somebody who may see it."
+            f"there is neither a folder nor a repository {repo_id} at {endpoint}. Check the name; if it is private, log in "
+            "with `hf auth login` as somebody who may see it."
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+        status = getattr(error.response, "status_code", None)
         if status in (401, 403):
             raise PermissionError(
-                f"{api.endpoint} refuses {where} ({status}): the access token is wrong, expired or may not read it. Log in "
-                "anew with `hf auth login`."
+                f"{endpoint} refuses {where} ({status}): the access token is wrong, expired or may not read it. Log in anew "
+                "with `hf auth login`."
             ) from error
         # The Hub is down or limits the rate: the last download, if there is one, still serves.
-        return _cached(where, repo_id, revision, names, f"{api.endpoint} answers with an error ({status})", error)
-    except (OfflineModeIsEnabled, OSError) as error:
-        return _cached(where, repo_id, revision, names, f"{api.endpoint} cannot be reached", error)
+        return _snapshot(repo_id, revision, token, where, f"{endpoint} answers with an error ({status})", cached=True)
+    except Exception as error:  # what the HTTP library raises without a connection differs between its versions
+        return _snapshot(repo_id, revision, token, where, f"{endpoint} cannot be reached ({error})", cached=True)
+    # Names and sizes are checked before the first byte, and names are exact: a pattern would match other folders too.
+    names = check_file_list({file.rfilename: file.size for file in info.siblings or []}, where)
+    return _snapshot(repo_id, revision, token, where, f"{endpoint} failed during the download", names)
+
+
+def _snapshot(
+    repo_id: str,
+    revision: Optional[str],
+    token: Union[str, bool, None],
+    where: str,
+    reason: str,
+    names: Optional[list[str]] = None,
+    cached: bool = False,
+) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(
             snapshot_download(
-                repo_id, revision=revision, token=token, local_files_only=local_files_only, allow_patterns=names
+                repo_id,
+                revision=revision,
+                token=token,
+                local_files_only=cached,
+                allow_patterns=list(layout.READ) if names is None else names,
             )
         )
-    except LocalEntryNotFoundError as error:
-        offline = local_files_only or constants.HF_HUB_OFFLINE
-        reason = "downloads are switched off" if offline else f"{api.endpoint} failed during the download"
-        raise _not_cached(where, reason) from error
-
-
-def _cached(
-    where: str, repo_id: str, revision: Optional[str], names: list[str], reason: str, error: Exception
-) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=names))
-    except LocalEntryNotFoundError:
-        raise _not_cached(where, f"{reason}: {error}") from error
-
-
-def _not_cached(where: str, reason: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{where} is not in the cache, or not whole, and {reason}. Try again when the Hub can be reached; what was already "
-        "downloaded is kept."
-    )
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{where} is not in the cache, or not whole, and {reason}. Try again when the Hub can be reached; what was "
+            f"already downloaded is kept. ({' '.join(str(error).split())[:300]})"
+        ) from error

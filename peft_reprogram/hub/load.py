@@ -85,7 +85,7 @@ class _Loader:
             read_weights(contents.weights)  # only to refuse what is not finite; transformers reads them itself
             self.base = str(contents.folder)
         elif isinstance(model, nn.Module):
-            self.base = contents.base_model or ""
+            self.base = contents.base_model or str(getattr(model, "name_or_path", ""))
         else:
             self.base = _base_name(contents, name, model)
             if model is None:
@@ -124,7 +124,10 @@ class _Loader:
                 f"{self.name} has {len(names)} classes of its own, but its weights hold no classification head "
                 "(`modules_to_save`), and the head of its base model knows others. It was saved incompletely."
             )
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        labels: dict[str, Any] = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
         return self._load(kind, use_safetensors=True, ignore_mismatched_sizes=True, **labels)
 
     def _load_tokenizer(self) -> Any:

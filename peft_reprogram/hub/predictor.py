@@ -212,10 +212,10 @@ class Predictor:
 
     @torch.no_grad()
     def _read(self, pixel_values: torch.Tensor) -> ModelOutputs:
-        fields = self._reader.read(pixel_values.to(self.device))
+        values: dict[str, Any] = {**self._reader.read(pixel_values.to(self.device)), **self._reader.head()}
         # A score or threshold that was fitted anonymously is compared with nothing, and the hash costs time.
         bound = self.score.identity is not None or (self.threshold is not None and self.threshold.identity is not None)
-        return ModelOutputs(**fields, **self._reader.head(), identity=self.identity if bound else None)
+        return ModelOutputs(**values, identity=self.identity if bound else None)
 
     def _predictions(self, outputs: ModelOutputs) -> list[Prediction]:
         scores = self.score.score(outputs)

@@ -1,5 +1,7 @@
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,11 @@ from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPModel, ViTC
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier
 from peft_reprogram.demo.pretraining import build_model, build_tokenizer
+from peft_reprogram.hub import push_to_hub
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import HubServer
 
 
 CLASSES = ["zero", "one", "two | <b>many</b>"]
@@ -90,3 +97,34 @@ def no_token(monkeypatch, tmp_path) -> None:
         if name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_TOKEN"):
             monkeypatch.delenv(name)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A Hub on the loopback interface that this process talks to as `alice`, with an empty cache."""
+    from huggingface_hub import constants
+
+    with HubServer({"hf_alice": "alice", "hf_bob": "bob"}) as server:
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield server
+
+
+@pytest.fixture
+def published(hub, adapter, base) -> str:
+    """The adapter, and its base model, on that Hub."""
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(endpoint=constants.ENDPOINT)
+    api.create_repo("alice/base")
+    api.upload_folder(repo_id="alice/base", folder_path=base)
+    push_to_hub(adapter, "alice/adapter", base_model="alice/base", license="mit")
+    hub.requests.clear()
+    return "alice/adapter"

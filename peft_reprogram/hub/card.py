@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from . import layout
+from .checks import AdapterContents, check_adapter, read_settings
+from .weights import read_weights
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from ..evaluation import Results
+
+MOST_CLASSES = 50
+KINDS = {
+    "REPROGRAMMER": "A Reprogrammer",
+    "RESIDUAL_REPROGRAMMER": "A Residual Reprogrammer",
+    "SURGICAL": "A surgical fine-tuning",
+}
+TRAINED = {
+    "REPROGRAMMER": "a frame of pixels and some text embeddings",
+    "RESIDUAL_REPROGRAMMER": "a frame of pixels and some text embeddings",
+}
+REPROGRAMMER_CITATION = """\
+@inproceedings{geng2024reprogramming,
+  title={Model Reprogramming Outperforms Fine-tuning on Out-of-distribution Data in Text-Image Encoders},
+  author={Geng, Andrew and Chen, Pin-Yu},
+  booktitle={IEEE Conference on Secure and Trustworthy Machine Learning (SaTML)},
+  year={2024},
+  note={arXiv:2403.10800}
+}"""
+PEFT_CITATION = """\
+@misc{peft,
+  title={{PEFT}: State-of-the-art Parameter-Efficient Fine-Tuning methods},
+  author={Mangrulkar, Sourab and Gugger, Sylvain and Debut, Lysandre and Belkada, Younes and Paul, Sayak and Bossan, Benjamin},
+  howpublished={\\url{https://github.com/huggingface/peft}},
+  year={2022}
+}"""
+# What of a training run is worth a line in the card.
+RECIPE = {
+    "method": "method",
+    "shots": "images of each class",
+    "epochs": "epochs",
+    "max_steps": "steps at most",
+    "batch_size": "batch size",
+    "gradient_accumulation_steps": "batches a step",
+    "objective": "objective",
+    "optimizer": "optimiser",
+    "lr": "learning rate",
+    "frame_lr": "learning rate of the frame",
+    "text_lr": "learning rate of the text rows",
+    "weight_decay": "weight decay",
+    "lr_scheduler": "schedule",
+    "warmup_ratio": "warm-up (share of the steps)",
+    "mixed_precision": "precision",
+    "selection": "weights selected by",
+    "seed": "seed",
+}
+
+
+def make_card(
+    folder: Union[str, Path],
+    *,
+    repo_id: Optional[str] = None,
+    license: Optional[str] = None,
+    results: Union[Results, str, Path, None] = None,
+    model: Optional[str] = None,
+) -> ModelCard:
+    """
+    Write the model card of an adapter, with pictures, into its folder.
+
+    Everything in it is taken from the adapter: its configuration, the results of training and evaluation that lie beside
+    it, its threshold. Names of classes and data are escaped, never interpreted.
+
+    Args:
+        folder (`str` or `Path`): The adapter.
+        repo_id (`str`, *optional*): Where it will be published, for the title and the example.
+        license (`str`, *optional*): Its licence as the Hub writes it, such as `"apache-2.0"`.
+        results ([`Results`], `str` or `Path`, *optional*): The evaluation, or its file; `evaluation.json` in the folder by
+            default.
+        model (`str`, *optional*): Name of the adapter in the results; the folder's name if it is among them, otherwise the
+            last by default.
+
+    Returns:
+        `huggingface_hub.ModelCard`: As written to `README.md`.
+
+    Raises:
+        ValueError: If the adapter is broken, or the results have no such model.
+    """
+    from huggingface_hub import ModelCard
+
+    contents = check_adapter(folder)
+    evaluation = _load_results(contents, results)
+    training = (
+        read_settings(contents.folder / layout.TRAINING_RESULTS) if contents.has(layout.TRAINING_RESULTS) else {}
+    )
+    name = model or _model_name(contents, evaluation)
+    title = repo_id or contents.folder.resolve().name
+    card = ModelCard.from_template(
+        _card_data(contents, training, evaluation, name, title, license),
+        template_str=files(__package__).joinpath("card_template.md").read_text("utf-8"),
+        **_text(contents, training, evaluation, name, title, license),
+    )
+    card.save(contents.folder / layout.CARD)
+    return card
+
+
+def escape(text: Any) -> str:
+    """Text of strangers as Markdown shows it literally: no markup, no HTML, no table cells, one line."""
+    plain = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", plain)
+
+
+def _load_results(contents: AdapterContents, results: Union[Results, str, Path, None]) -> Optional[Results]:
+    from ..evaluation import Results
+
+    if isinstance(results, Results):
+        return results
+    if results is None and not contents.has(layout.EVALUATION_RESULTS):
+        return None
+    return Results.load(results or contents.folder / layout.EVALUATION_RESULTS)
+
+
+def _model_name(contents: AdapterContents, results: Optional[Results]) -> str:
+    own = contents.folder.resolve().name
+    return own if results is None or own in results.models else list(results.models)[-1]
+
+
+def _card_data(
+    contents: AdapterContents,
+    training: Mapping[str, Any],
+    results: Optional[Results],
+    name: str,
+    title: str,
+    license: Optional[str],
+) -> Any:
+    from huggingface_hub import ModelCardData
+
+    recipe = training.get("recipe") or {}
+    dataset = recipe.get("dataset")
+    kind = _peft_type(contents)
+    tags = ["peft-reprogram", "robustness", "out-of-distribution-detection", "adapter", kind.lower().replace("_", "-")]
+    return ModelCardData(
+        base_model=_hub_name(contents.base_model),
+        library_name="peft",
+        license=license,
+        pipeline_tag="image-classification",
+        tags=tags,
+        datasets=[dataset] if _hub_name(dataset) else None,
+        metrics=["accuracy"] if results else None,
+        model_name=title,
+        eval_results=results.to_eval_results(name, _id_name(recipe, results)) if results else None,
+    )
+
+
+def _text(
+    contents: AdapterContents,
+    training: Mapping[str, Any],
+    results: Optional[Results],
+    name: str,
+    title: str,
+    license: Optional[str],
+) -> dict[str, Any]:
+    kind = _peft_type(contents)
+    recipe = training.get("recipe") or {}
+    base = _hub_name(contents.base_model)
+    threshold = read_settings(contents.folder / layout.THRESHOLD) if contents.has(layout.THRESHOLD) else None
+    score = threshold.get("score") if threshold else None
+    return {
+        "title": escape(title.rpartition("/")[2]),
+        "kind": KINDS.get(kind, f"A {escape(kind)} adapter") if contents.peft_config else "A classifier",
+        "base": f"[{escape(base)}](https://huggingface.co/{base})" if base else "a model that its author keeps",
+        "num_classes": "its" if contents.class_names is None else len(contents.class_names),
+        "frame_picture": _draw_frame(contents),
+        "usage": _usage(title),
+        "usage_notes": "`predict` takes paths, addresses, PIL images, arrays or a column of a `datasets.Dataset`; pass "
+        '`revision="..."` with a commit to get the same adapter for ever.',
+        "peft_usage": _peft_usage(contents, title, base),
+        "peft_type": kind,
+        "classes": _classes(contents),
+        "templates": " and ".join(f"`{text.replace('`', chr(39))}`" for text in (contents.templates or [])[:10])
+        if contents.is_zero_shot
+        else "",
+        "results": results.to_markdown().replace("\n### ", "\n#### ").removeprefix("### ") if results else "",
+        "selection": results.selection if results else "",
+        "model_name": escape(name),
+        "pictures": _draw_results(contents, results, name),
+        "score_note": f"Here it is `{re.sub(r'[^a-z0-9_]', '', str(score))}`."
+        if score
+        else "By default it is "
+        + ("`mcm`, the largest softmax of the cosines." if contents.is_zero_shot else "`msp`, the largest softmax."),
+        "threshold": threshold
+        and {"value": f"{threshold['value']:.4g}", "tpr": f"{threshold['tpr']:.1%}", "n": f"{threshold['n']:,}"},
+        "recipe": _recipe(training, recipe),
+        "data": _data(recipe, results),
+        "trained": TRAINED.get(kind, f"{training['trainable_parameters']:,} numbers" if training else "few weights"),
+        "cost": _cost(training),
+        "license": f"{escape(license)}. The base model has a licence of its own."
+        if license
+        else "Not stated by its author.",
+        "citation": "\n\n".join([REPROGRAMMER_CITATION] * ("REPROGRAMMER" in kind) + [PEFT_CITATION]),
+    }
+
+
+def _usage(title: str) -> str:
+    return f"""\
+import peft_reprogram.hub
+
+predictor = peft_reprogram.hub.load_classifier({json.dumps(title)})
+for prediction in predictor.predict(["photo.jpg", "another.png"]):
+    print(prediction.label, f"{{prediction.probability:.1%}}", prediction.score, prediction.is_ood)"""
+
+
+def _peft_usage(contents: AdapterContents, title: str, base: Optional[str]) -> str:
+    auto_class = "AutoModel" if contents.is_zero_shot else "AutoModelForImageClassification"
+    labels = (
+        ""
+        if contents.is_zero_shot
+        else f", num_labels={len(contents.class_names or [])}, ignore_mismatched_sizes=True"
+    )
+    if contents.peft_config is None:
+        return f"""\
+import peft_reprogram
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({json.dumps(title)})"""
+    return f"""\
+import peft_reprogram
+from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained({json.dumps(base or "the base model")}{labels})
+model = PeftModel.from_pretrained(base, {json.dumps(title)})"""
+
+
+def _classes(contents: AdapterContents) -> str:
+    names = contents.class_names
+    if names is None:
+        return "The names of the classes were not recorded: pass `class_names=[...]` to `load_classifier`."
+    more = f" and {len(names) - MOST_CLASSES:,} more" if len(names) > MOST_CLASSES else ""
+    return ", ".join(escape(name) for name in names[:MOST_CLASSES]) + more + "."
+
+
+def _recipe(training: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    values = {**training, **(training.get("config") or {}), **recipe}
+    rows = [(title, escape(values[key])) for key, title in RECIPE.items() if values.get(key) is not None]
+    if training:
+        rows.append(("trained numbers", f"{training['trainable_parameters']:,}"))
+        validation = training.get("validation")
+        if validation:
+            rows.append(("validation accuracy", f"{validation['accuracy']:.1%} (epoch {training['selected_epoch']})"))
+    return rows
+
+
+def _data(recipe: Mapping[str, Any], results: Optional[Results]) -> str:
+    lines = []
+    dataset = recipe.get("dataset")
+    if dataset:
+        shown = (
+            f"[{escape(dataset)}](https://huggingface.co/datasets/{dataset})"
+            if _hub_name(dataset)
+            else escape(Path(str(dataset)).name)
+        )
+        revision = f", revision {escape(recipe['dataset_revision'])}" if recipe.get("dataset_revision") else ""
+        lines.append(f"- training: {shown}, split {escape(recipe.get('train_split', 'train'))}{revision}")
+    if results is not None:
+        lines += [
+            f"- {escape(entry['role'])}: {escape(name)}, {entry['n']:,} images (fingerprint `{entry['fingerprint'] or 'none'}`)"
+            for name, entry in results.sets.items()
+        ]
+    return "\n".join(lines) or "Which images it was trained on was not recorded."
+
+
+def _cost(training: Mapping[str, Any]) -> str:
+    if not training:
+        return "Not recorded."
+    return (
+        f"Training took {training['steps']:,} steps in {training['seconds']:,.0f} s on {training['processes']} process(es), "
+        f"device `{re.sub(r'[^a-z0-9:]', '', str(training['device']))}`. Its energy was not measured."
+    )
+
+
+def _id_name(recipe: Mapping[str, Any], results: Results) -> str:
+    dataset = str(recipe.get("dataset") or "").rstrip("/").rpartition("/")[2]
+    return dataset or results.sets["id"]["source"].split(" (")[0].rpartition("/")[2] or "in-distribution"
+
+
+def _peft_type(contents: AdapterContents) -> str:
+    return contents.peft_config["peft_type"] if contents.peft_config else "MODEL"
+
+
+def _hub_name(name: Any) -> Optional[str]:
+    """The name if it is one on the Hub; folders of the author's machine are nobody's business."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not isinstance(name, str):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if Path(name).exists() else name
+
+
+def _draw_frame(contents: AdapterContents) -> Optional[str]:
+    """The frame as it adds to a grey image, in `pictures/frame.png`."""
+    import torch
+    from PIL import Image
+
+    from ..tuners.reprogrammer.functional import FrameGeometry, unpack_frame
+
+    key = next((name for name in contents.tensors if name.endswith("reprogrammer_frame")), None)
+    if key is None or contents.peft_config is None:
+        return None
+    config = contents.peft_config
+    geometry = FrameGeometry(*(tuple(config[name]) for name in ("image_size", "frame_inner", "up_resolution")))
+    change = torch.tanh(unpack_frame(read_weights(contents.weights)[key].float(), geometry))
+    pixels = (0.5 + 0.5 * change).mul(255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    factor = max(1, 256 // min(picture.size))
+    path = contents.folder / layout.PICTURES / "frame.png"
+    path.parent.mkdir(exist_ok=True)
+    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path)
+    return f"{layout.PICTURES}/{path.name}"
+
+
+def _draw_results(contents: AdapterContents, results: Optional[Results], name: str) -> list[dict[str, str]]:
+    from importlib.util import find_spec
+
+    if results is None or find_spec("matplotlib") is None:
+        return []
+    from dataclasses import replace
+
+    from ..evaluation.figures import save_figures
+
+    own = replace(results, models={"adapter": results.measures(name)})
+    return [
+        {"title": path.stem.replace("_adapter", "").replace("_", " "), "path": f"{layout.PICTURES}/{path.name}"}
+        for path in save_figures(own, contents.folder / layout.PICTURES)
+    ]
