@@ -144,7 +144,7 @@ def _card_data(
     from huggingface_hub import ModelCardData
 
     recipe = training.get("recipe") or {}
-    dataset = recipe.get("dataset")
+    dataset = _hub_name(recipe.get("dataset"))
     kind = _peft_type(contents)
     tags = ["peft-reprogram", "robustness", "out-of-distribution-detection", "adapter", kind.lower().replace("_", "-")]
     return ModelCardData(
@@ -153,7 +153,7 @@ def _card_data(
         license=license,
         pipeline_tag="image-classification",
         tags=tags,
-        datasets=[dataset] if _hub_name(dataset) else None,
+        datasets=None if dataset is None else [dataset],
         metrics=["accuracy"] if results else None,
         model_name=title,
         eval_results=results.to_eval_results(name, _id_name(recipe, results)) if results else None,
@@ -188,7 +188,8 @@ def _text(
         "templates": " and ".join(f"`{text.replace('`', chr(39))}`" for text in (contents.templates or [])[:10])
         if contents.is_zero_shot
         else "",
-        "results": results.to_markdown().replace("\n### ", "\n#### ").removeprefix("### ") if results else "",
+        # A level lower than in a report; and no tag of theirs survives, wherever a name went.
+        "results": re.sub("^### ", "#### ", results.to_markdown(), flags=re.M).replace("<", "&lt;") if results else "",
         "selection": results.selection if results else "",
         "model_name": escape(name),
         "pictures": _draw_results(contents, results, name),

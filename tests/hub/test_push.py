@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -67,34 +68,42 @@ def test_everything_is_published_in_one_commit(hub, adapter, pictures):
     assert not hub.repositories["model", "alice/adapter"].private
 
 
-def test_round_trip_to_a_fresh_process(hub, published, adapter, tmp_path):
+def test_round_trip_to_a_fresh_process(hub, published, adapter, pictures, tmp_path):
+    """A process that knows nothing but the card runs its examples word for word, and gets the same logits bit for bit."""
+    from safetensors.torch import load_file
+
     expected = logits(load_classifier(adapter))
-    script = textwrap.dedent(
+    card = hub.files(published)["README.md"].decode()
+    usage, with_peft = re.findall(r"```python\n(.*?)\n```", card, flags=re.S)
+    assert usage.startswith("import peft_reprogram")
+    assert len(usage.splitlines()) <= 10
+    pictures[0].save(tmp_path / "photo.jpg")
+    pictures[1].save(tmp_path / "another.png")
+    save_logits = textwrap.dedent(
         """
-        import sys
         import torch
         from safetensors.torch import save_file
-        import peft_reprogram
-        from peft import PeftModel
-        from transformers import CLIPModel
-        from peft_reprogram.hub import load_classifier
 
         images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        predictor = load_classifier("alice/adapter")
         with torch.no_grad():
             logits = predictor.classifier(pixel_values=images).logits
-            model = PeftModel.from_pretrained(CLIPModel.from_pretrained("alice/base"), "alice/adapter").eval()
-            predictor.classifier.model = model
-            save_file({"ours": logits, "peft": predictor.classifier(pixel_values=images).logits}, sys.argv[1])
+            predictor.classifier.model = model.eval()
+            save_file({"ours": logits, "peft": predictor.classifier(pixel_values=images).logits}, "logits.safetensors")
         """
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    arguments = [sys.executable, "-c", script, str(tmp_path / "logits.safetensors")]
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", f"{usage}\n{with_peft}\n{save_logits}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
-    from safetensors.torch import load_file
-
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r".+ \d+\.\d% -[\d.]+ None", line) for line in lines)
     found = load_file(tmp_path / "logits.safetensors")
     assert torch.equal(found["ours"], expected)
     assert torch.equal(found["peft"], expected)
@@ -251,7 +260,7 @@ def test_missing_repository_and_files(hub, published):
         load_classifier("alice/nowhere")
     files = hub.files(published)
     del files["adapter_model.safetensors"]
-    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         load_classifier(published)
     files.clear()
     with pytest.raises(FileNotFoundError, match="it is no adapter"):
@@ -260,7 +269,7 @@ def test_missing_repository_and_files(hub, published):
 
 def test_wrong_token_for_downloads(hub, published, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises((PermissionError, FileNotFoundError), match="log in|Log in"):
+    with pytest.raises((PermissionError, FileNotFoundError), match=r"log in|Log in"):
         load_classifier(published)
 
 
@@ -291,7 +300,7 @@ def test_last_download_serves_when_the_hub_is_down(hub, published, status):
 
 def test_unreachable_hub(hub, published, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(FileNotFoundError, match="not in the cache, or not whole, and .*cannot be reached"):
+    with pytest.raises(FileNotFoundError, match=r"not in the cache, or not whole, and .*cannot be reached"):
         load_classifier(published)
 
 
