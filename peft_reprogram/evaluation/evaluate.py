@@ -27,6 +27,8 @@ from .sets import EvaluationSets
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from .inputs import ImageSet
 
 
@@ -50,7 +52,7 @@ def evaluate_model(
     selection: str = "last",
     batch_size: int = 64,
     num_workers: int = 0,
-    accelerator: Any = None,
+    accelerator: Optional[Accelerator] = None,
     cache_dir: Union[str, Path, None] = None,
     seed: int = 0,
     progress_bar: bool = True,
@@ -193,7 +195,7 @@ def fit_threshold(
     fit: Optional[ImageSet] = None,
     batch_size: int = 64,
     num_workers: int = 0,
-    accelerator: Any = None,
+    accelerator: Optional[Accelerator] = None,
     cache_dir: Union[str, Path, None] = None,
     seed: int = 0,
     progress_bar: bool = True,
