@@ -1,0 +1,158 @@
+"""What can be merged into the base weights, exactly, and what can't."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from .tuner_types import randomize
+
+
+# What each type says when it can't be merged; types that are not named here merge.
+REFUSALS = {
+    "REPROGRAMMER": "pixel frame .* can't be merged .* train with `reprogram_image=False`",
+    "RESIDUAL_REPROGRAMMER": r"residual .* can't be merged .* `set_residual_alpha\(model, 0.0\)`",
+}
+
+
+def base_weights(model) -> dict[str, torch.Tensor]:
+    names = {name.replace(".base_layer", ""): tensor.clone() for name, tensor in model.get_base_model().named_parameters()}
+    return {name: tensor for name, tensor in names.items() if "reprogrammer_" not in name}
+
+
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def text_only(case, adapter_name: str = "default", seed: int = 0):
+    fields = {"residual_alpha": 0.0} if case.tuner.startswith("RESIDUAL") else {}
+    model = case.adapted(adapter_name, reprogram_image=False, **fields)
+    return model, fields
+
+
+def test_what_cannot_be_merged_says_so_and_changes_nothing(case):
+    if case.tuner not in REFUSALS:
+        pytest.skip("merges")
+    inputs, model = case.model.inputs(), case.adapted()
+    before, output = base_weights(model), case.model.predict(model, inputs)
+    for merge in (model.merge_adapter, model.merge_and_unload, lambda: model.merge_and_unload(safe_merge=True)):
+        with pytest.raises(ValueError, match=REFUSALS[case.tuner]):
+            merge()
+        assert_same_weights(base_weights(model), before)
+        assert torch.equal(case.model.predict(model, inputs), output)
+
+
+def test_a_residual_is_refused_even_without_a_frame(text_case):
+    if text_case.tuner != "RESIDUAL_REPROGRAMMER":
+        pytest.skip("has no residual")
+    model = text_case.adapted(reprogram_image=False)
+    with pytest.raises(ValueError, match=REFUSALS[text_case.tuner]):
+        model.merge_and_unload()
+
+
+def test_rows_merge_exactly_and_come_off_exactly(text_case):
+    case, inputs = text_case, text_case.model.inputs()
+    model, _ = text_only(case)
+    before, output = base_weights(model), case.model.predict(model, inputs)
+    model.merge_adapter(safe_merge=True)
+    assert torch.equal(case.model.predict(model, inputs), output)
+    merged = base_weights(model)
+    assert any(not torch.equal(merged[name], before[name]) for name in before)
+    with pytest.raises(ValueError, match="please call `unmerge_adapter` first"):
+        case.model.predict(model, {**inputs, "adapter_names": ["default", "default"]})
+    with pytest.warns(UserWarning, match="[Aa]lready"):
+        model.merge_adapter()
+    assert_same_weights(base_weights(model), merged)
+    model.unmerge_adapter()
+    assert_same_weights(base_weights(model), before)
+    assert torch.equal(case.model.predict(model, inputs), output)
+
+
+def test_merge_and_unload_of_rows(text_case):
+    case, inputs = text_case, text_case.model.inputs()
+    model, _ = text_only(case)
+    output = case.model.predict(model, inputs)
+    merged = model.merge_and_unload()
+    assert type(merged) is type(case.model.build())
+    assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
+    if case.tuner == "REPROGRAMMER":
+        assert torch.equal(case.model.predict(merged, inputs), output)
+    else:
+        # At an alpha of 0 the features are normalised once more, which rounds.
+        torch.testing.assert_close(case.model.predict(merged, inputs), output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_merge_exactly_into_half_precision(text_case, dtype):
+    if text_case.tuner != "REPROGRAMMER":
+        pytest.skip("the rows are those of the REPROGRAMMER")
+    from peft import get_peft_model
+
+    case, inputs = text_case, text_case.model.inputs(dtype=dtype)
+    model = get_peft_model(case.model.build(dtype), case.config(reprogram_image=False)).eval()
+    randomize(model)
+    output = case.model.predict(model, inputs)
+    assert torch.equal(case.model.predict(model.merge_and_unload(), inputs), output)
+
+
+def test_disabling_merged_rows_takes_them_off(text_case):
+    case, inputs = text_case, text_case.model.inputs()
+    model, _ = text_only(case)
+    output = case.model.predict(model, inputs)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(case.model.predict(model, inputs), case.base_output(inputs))
+    assert torch.equal(case.model.predict(model, inputs), output)
+
+
+def test_several_adapters_merge_together_or_one_after_the_other(text_case):
+    case, inputs = text_case, text_case.model.inputs()
+    model, fields = text_only(case, "first")
+    model.add_adapter("second", case.config(reprogram_image=False, token_indices=[5, 9, 12], **fields))
+    randomize(model, "second", seed=1)
+    model.base_model.set_adapter(["first", "second"])
+    before, output = base_weights(model), case.model.predict(model, inputs)
+    model.merge_adapter(["first", "second"])
+    torch.testing.assert_close(case.model.predict(model, inputs), output, rtol=1e-5, atol=1e-5)
+    together = base_weights(model)
+    model.unmerge_adapter()
+    assert_same_weights(base_weights(model), before)
+    model.merge_adapter(["first"])
+    with pytest.warns(UserWarning, match="You are now additionally merging second"):
+        model.merge_adapter(["second"])
+    assert_same_weights(base_weights(model), together)
+    model.unmerge_adapter()
+    assert_same_weights(base_weights(model), before)
+
+
+def test_only_the_named_adapter_is_merged(text_case):
+    case, inputs = text_case, text_case.model.inputs()
+    model, fields = text_only(case, "first")
+    output = case.model.predict(model, inputs)
+    model.add_adapter("second", case.config(reprogram_image=False, **fields))
+    randomize(model, "second", seed=1)
+    merged = model.merge_and_unload(adapter_names=["first"])
+    torch.testing.assert_close(case.model.predict(merged, inputs), output, rtol=1e-5, atol=1e-5)
+
+
+def test_broken_weights_are_not_merged(text_case):
+    model, _ = text_only(text_case)
+    before = base_weights(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("reprogrammer_rows.default"):
+                parameter[0] = torch.nan
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="NaNs detected in the merged weights. The adapter default seems to be"):
+            merge(safe_merge=True)
+    assert_same_weights(base_weights(model), before)
+
+
+def test_weighted_combinations_are_refused(one_of_each_kind):
+    if one_of_each_kind.tuner not in REFUSALS:
+        pytest.skip("not a reprogrammer")
+    model = one_of_each_kind.adapted()
+    with pytest.raises(NotImplementedError, match=r"can't be averaged.*`model.base_model.set_adapter"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
