@@ -5,6 +5,7 @@ from .checks import AdapterContents, check_adapter
 from .load import load_classifier
 from .predictor import Prediction, Predictor
 from .push import PushError, push_to_hub
+from .spaces import push_metrics
 from .weights import UnsafeAdapterError
 
 
@@ -17,5 +18,6 @@ __all__ = [
     "check_adapter",
     "load_classifier",
     "make_card",
+    "push_metrics",
     "push_to_hub",
 ]

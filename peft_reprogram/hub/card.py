@@ -101,7 +101,7 @@ def make_card(
     training = (
         read_settings(contents.folder / layout.TRAINING_RESULTS) if contents.has(layout.TRAINING_RESULTS) else {}
     )
-    name = model or _model_name(contents, evaluation)
+    name = model or (adapter_name(contents.folder, evaluation) if evaluation else "")
     title = repo_id or contents.folder.resolve().name
     card = ModelCard.from_template(
         _card_data(contents, training, evaluation, name, title, license),
@@ -128,9 +128,19 @@ def _load_results(contents: AdapterContents, results: Union[Results, str, Path, 
     return Results.load(results or contents.folder / layout.EVALUATION_RESULTS)
 
 
-def _model_name(contents: AdapterContents, results: Optional[Results]) -> str:
-    own = contents.folder.resolve().name
-    return own if results is None or own in results.models else list(results.models)[-1]
+def adapter_name(folder: Path, results: Results) -> str:
+    """
+    What an evaluation calls the adapter that it lies beside.
+
+    Args:
+        folder (`Path`): The adapter.
+        results ([`Results`]): The evaluation.
+
+    Returns:
+        `str`: The folder's name if it is among the models, otherwise the last of them: a baseline comes first.
+    """
+    own = folder.resolve().name
+    return own if own in results.models else list(results.models)[-1]
 
 
 def _card_data(

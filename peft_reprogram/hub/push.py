@@ -65,8 +65,8 @@ def push_to_hub(
             make_card(staging, repo_id=repo_id, license=license)
         try:
             return _commit(staging, repo_id, private, revision, create_pr, commit_message, token)
-        except Exception as error:
-            raise _push_error(error, repo_id) from error
+        except Exception as error:  # of the Hub, its client or its HTTP library
+            raise push_error(error, repo_id) from error
 
 
 def _published_base_model(contents: AdapterContents, base_model: Optional[str]) -> Optional[str]:
@@ -140,7 +140,8 @@ def _commit(
     return commit.pr_url or commit.commit_url
 
 
-def _push_error(error: Exception, repo_id: str) -> PushError:
+def push_error(error: Exception, repo_id: str) -> PushError:
+    """What went wrong and what to do, from whatever the client raised; no token is part of it."""
     from huggingface_hub import constants
 
     reason: BaseException = error
