@@ -86,8 +86,11 @@ def score_histograms(results: Results, score: Optional[str] = None, model: Optio
         panel.set_title(f"{name}: AUROC {100 * measures.ood[score][name]['auroc']:.1f} %", fontsize="small")
         panel.set_yticks([])
         panel.tick_params(labelsize="small")
-    for panel in list(panels.flat)[len(curves["ood"]) :]:
-        panel.remove()
+    for column in range(columns):
+        last = (len(curves["ood"]) - 1 - column) // columns
+        panels[last, column].tick_params(labelbottom=True)
+        for panel in panels[last + 1 :, column]:
+            panel.remove()
     panels.flat[0].legend(fontsize="small")
     figure.supxlabel(f"{score} (larger = more in-distribution)", fontsize="medium")
     figure.suptitle(f"{score}, {_name(results, model)}", fontsize="medium")
