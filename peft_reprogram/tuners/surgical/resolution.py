@@ -107,8 +107,10 @@ def _names(entry: Any, name: str) -> bool:
 
 def _check_entry(entry: Any, config: SurgicalConfig, blocks: list[Block], parts: list[Part]) -> None:
     """Refuse a target that names nothing; PEFT itself would only notice if none of them did."""
-    within = [part for block in blocks for part in [*block.leaves, *block.unreachable]]
-    if any(_is_known(part) and _names(entry, part.name) for part in within):
+    parts_of_blocks: list[Part] = []
+    for block in blocks:
+        parts_of_blocks += [*block.leaves, *block.unreachable]
+    if any(_is_known(part) and _names(entry, part.name) for part in parts_of_blocks):
         return
     shown = repr(entry) if isinstance(entry, str) else repr(next(iter(entry)))
     matches = [part for part in parts if _names(entry, part.name)]
