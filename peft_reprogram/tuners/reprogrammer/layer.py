@@ -58,7 +58,14 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         self.unloaded = True
-        return self.get_base_layer()
+        base_layer = self.get_base_layer()
+        # PEFT does not look for layers of another method inside of what this one wraps.
+        for name, module in list(base_layer.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                if merge:
+                    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                base_layer.set_submodule(name, module.get_base_layer())
+        return base_layer
 
     def _acting_adapters(self) -> list[str]:
         if self.disable_adapters:
