@@ -67,7 +67,7 @@ def build_app(path_or_repo: Union[str, Path], *, revision: Optional[str] = None)
             with gr.Column():
                 decision = gr.Markdown(elem_id="verdict")
                 label = gr.Label(label="Class", num_top_classes=5)
-                histogram = gr.Plot(label="Out-of-distribution score")
+                histogram = gr.Plot(show_label=False)
         image.change(classify, image, [label, decision, histogram, seen])
     return page
 
@@ -125,6 +125,8 @@ def draw_score(prediction: Prediction, predictor: Predictor, curves: Optional[di
         )
     axes.axvline(prediction.score, color="black", linewidth=2.5, label="this image")
     axes.set_yticks([])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.set_title("Out-of-distribution score", fontsize="medium", loc="left")
     axes.set_xlabel(f"{predictor.score.name}: larger is more in-distribution")
     axes.legend(fontsize="small", frameon=False)
     return figure

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from peft import get_peft_model
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPModel, ViTConfig, ViTForImageClassification
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier
 from peft_reprogram.demo.pretraining import build_model, build_tokenizer
-from peft_reprogram.hub import push_to_hub
+from peft_reprogram.evaluation import Results, evaluate_model
+from peft_reprogram.hub import load_classifier, push_to_hub
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -55,6 +58,33 @@ def saved_adapter(base, tmp_path_factory) -> Path:
 def adapter(saved_adapter, tmp_path) -> Path:
     """A Residual Reprogrammer of the base model, saved, to be changed by the test."""
     return Path(shutil.copytree(saved_adapter, tmp_path / "adapter"))
+
+
+def image_set(seed: int, n: int, labelled: bool) -> Dataset:
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    columns = {"image": [Image.fromarray(image) for image in pixels]}
+    features = Features({"image": ImageFeature()})
+    if labelled:
+        columns["label"] = [index % 3 for index in range(n)]
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASSES)})
+    return Dataset.from_dict(columns, features=features)
+
+
+@pytest.fixture(scope="session")
+def results(saved_adapter) -> Results:
+    """Its evaluation on a few random images, beside the base model."""
+    predictor = load_classifier(saved_adapter)
+    return evaluate_model(
+        predictor.classifier,
+        id=image_set(0, 12, labelled=True),
+        preprocess=predictor.preprocess,
+        shifts={"ink | <i>blots</i>": image_set(1, 9, labelled=True)},
+        ood={"noise": image_set(2, 8, labelled=False)},
+        scores=["mcm"],
+        baseline=True,
+        name="adapter",
+        progress_bar=False,
+    )
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 
-from peft_reprogram.evaluation import Results, evaluate_model
 from peft_reprogram.hub import load_classifier, make_card
 from peft_reprogram.hub.card import escape
 
@@ -40,32 +38,6 @@ TRAINING = {
     "command": "scripts/train.py",
     "versions": {},
 }
-
-
-def image_set(seed: int, n: int, labelled: bool) -> Dataset:
-    pixels = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    columns = {"image": [PILImage.fromarray(image) for image in pixels]}
-    features = Features({"image": Image()})
-    if labelled:
-        columns["label"] = [index % 3 for index in range(n)]
-        features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
-    return Dataset.from_dict(columns, features=features)
-
-
-@pytest.fixture(scope="module")
-def results(saved_adapter) -> Results:
-    predictor = load_classifier(saved_adapter)
-    return evaluate_model(
-        predictor.classifier,
-        id=image_set(0, 12, labelled=True),
-        preprocess=predictor.preprocess,
-        shifts={"ink | <i>blots</i>": image_set(1, 9, labelled=True)},
-        ood={"noise": image_set(2, 8, labelled=False)},
-        scores=["mcm"],
-        baseline=True,
-        name="adapter",
-        progress_bar=False,
-    )
 
 
 @pytest.fixture
