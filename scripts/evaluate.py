@@ -75,6 +75,9 @@ class EvaluationConfig:
         default=None,
         metadata={"help": "Held-out in-distribution images for temperature and threshold: path[:split], split train."},
     )
+    calibration_shots: Optional[int] = field(
+        default=None, metadata={"help": "How many of each class; all by default."}
+    )
     fit_threshold: Optional[float] = field(
         default=None,
         metadata={
@@ -111,7 +114,7 @@ class EvaluationConfig:
                 "`fit_threshold` needs `adapter`, with which it is stored, and `calibration`: in-distribution images that "
                 "neither were trained on nor are reported on."
             )
-        if self.streaming and (self.max_images or self.fit_shots):
+        if self.streaming and (self.max_images or self.fit_shots or self.calibration_shots):
             raise ValueError("a stream can't be drawn from: leave out `streaming`, or the numbers of images.")
 
 
@@ -201,13 +204,15 @@ def _shared_arguments(config: EvaluationConfig, predictor: Predictor, accelerato
     preprocess, names = predictor.preprocess, predictor.class_names
     if config.source_resolution is not None:
         preprocess = ImagePreprocessor(preprocess.image_processor, config.source_resolution)
-    fit = None if config.fit is None else _load(config, config.fit, "train", names)
-    if fit is not None and config.fit_shots is not None:
-        fit = few_shot(fit, config.fit_shots, config.seed)
+
+    def drawn(source: Optional[str], shots: Optional[int]) -> Optional[ImageData]:
+        data = None if source is None else _load(config, source, "train", names)
+        return data if data is None or shots is None else few_shot(data, shots, config.seed)
+
     return {
         "preprocess": preprocess,
-        "fit": fit,
-        "calibration": None if config.calibration is None else _load(config, config.calibration, "train", names),
+        "fit": drawn(config.fit, config.fit_shots),
+        "calibration": drawn(config.calibration, config.calibration_shots),
         "batch_size": config.batch_size,
         "num_workers": config.num_workers,
         "accelerator": accelerator,

@@ -57,7 +57,7 @@ def as_image_data(images: ImageSet, name: str) -> ImageData:
     class_names = features[label_column].names if label_column is not None else None
     if not is_view(images):
         images = images.cast_column(image_column, Image(decode=False))
-    return ImageData(images, class_names, image_column, label_column, f"the set {name!r}")
+    return ImageData(images, class_names, image_column, label_column, f"a {type(images).__name__}")
 
 
 def corrupted(data: ImageData, corruption: str, severity: int, seed: int, source_resolution: int | None) -> ImageData:

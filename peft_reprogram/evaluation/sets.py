@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from ..data import ImageData
@@ -103,6 +104,13 @@ class EvaluationSets:
             labels = self.label_maps[name](stored)
             if not (labels >= 0).any():
                 raise ValueError(f"the set {name!r} ({data.source}) has no image of any of the classes.")
+            present = np.unique(labels[labels >= 0])
+            if name in ("fit", "calibration") and len(present) == 1:
+                raise ValueError(
+                    f"the set {name!r} ({data.source}) shows the class {self.class_names[present[0]]!r} alone, from which "
+                    "nothing about the others can be learned. Many sets are sorted by class: draw from all of it, e.g. with "
+                    "`few_shot(data, shots, seed)`, instead of taking the first rows."
+                )
             self._n[name] = int((labels >= 0).sum())
             return LabelledOutputs(outputs, labels)
 

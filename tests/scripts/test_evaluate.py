@@ -14,7 +14,7 @@ from PIL import Image as PIL
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier, set_residual_alpha
-from peft_reprogram.data import ImagePreprocessor, load_image_data
+from peft_reprogram.data import ImagePreprocessor, few_shot, load_image_data
 from peft_reprogram.demo.pretraining import build_model, build_tokenizer
 from peft_reprogram.evaluation import Results, evaluate_model
 from peft_reprogram.hub import load_classifier
@@ -145,13 +145,14 @@ def test_a_residual_adapter_is_swept_too(script, base, adapter, data, tmp_path):
 def test_the_threshold_is_stored_where_predictions_find_it(script, base, adapter, data):
     run(
         script, "--adapter", adapter, "--model", base, "--dataset", data / "id", "--scores", "kl_matching", "--fit", f"{data}/id",
-        "--calibration", f"{data}/id:train", "--fit_threshold", 0.9, "--residual_alpha", 0.5,
+        "--calibration", f"{data}/id:train", "--calibration_shots", 9, "--fit_threshold", 0.9, "--residual_alpha", 0.5,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*threshold")  # that it is another model's
         predictor = load_classifier(adapter, model=base)
-    assert (predictor.threshold.tpr, predictor.threshold.n, predictor.threshold.score) == (0.9, 30, "kl_matching")
-    images = [row["image"] for row in Dataset.from_parquet(str(data / "id/train.parquet"))]
+    assert (predictor.threshold.tpr, predictor.threshold.n, predictor.threshold.score) == (0.9, 27, "kl_matching")
+    drawn = few_shot(load_image_data(data / "id", split="train"), 9, 0)
+    images = Dataset.from_parquet(str(data / "id/train.parquet"))[drawn.rows]["image"]
     kept = [not prediction.is_ood for prediction in predictor.predict(images)]
     assert np.mean(kept) == pytest.approx(predictor.threshold.achieved_tpr)
 
