@@ -22,7 +22,7 @@ from peft_reprogram.data import ImagePreprocessor
 from peft_reprogram.demo import CLASS_NAMES, demo_model_path, load_demo_data
 from peft_reprogram.demo.glyphs import HELD_OUT_FONTS, PRETRAINING_FONTS, SHAPES
 from peft_reprogram.demo.pictures import caption_words, generate_pictures
-from peft_reprogram.demo.pretraining import build_model, build_tokenizer, pretrain, save_checkpoint
+from peft_reprogram.demo.pretraining import build_model, build_tokenizer, check_replaceable, pretrain, save_checkpoint
 from peft_reprogram.evaluation import evaluate_model
 
 
@@ -53,11 +53,11 @@ image_processor = AutoImageProcessor.from_pretrained(demo_model_path())
 {pictures:,} generated pictures and nothing else: digits, letters and {shapes} shapes, distorted, in many colours, sizes and
 styles, with generated captions such as "a photo of a seven" or "a bold red capital letter b on a blue background". The
 characters are drawn in {n_fonts} fonts that ship with matplotlib (DejaVu, STIX, Computer Modern). Four were held out
-({held_out});
-they draw the demo's out-of-distribution letters. The letters themselves, in the other fonts, do occur in pre-training, as
-most things do in the pre-training of a large CLIP.
+({held_out}); they draw the demo's
+out-of-distribution letters. The letters themselves, in the other fonts, do occur in pre-training, as most things do in the
+pre-training of a large CLIP.
 
-No handwriting and no photograph was trained on. The settings of the generator and of the training were chosen by looking at
+No handwriting and no photograph was trained on: "handwritten" in a caption means distorted print. The settings of the generator and of the training were chosen by looking at
 the zero-shot accuracy on the *training* split of scikit-learn's handwritten digits; its test split had no say.
 
 {steps:,} steps of {batch_size} pictures, AdamW, seed {seed}: `scripts/pretrain_demo.py`.
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="pictures a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     arguments = parser.parse_args()
+    check_replaceable(arguments.output)  # before the work, not after
 
     torch.set_num_threads(1)  # sums in one order, so that the weights can be reproduced
     started, busy = time.perf_counter(), time.process_time()

@@ -206,6 +206,24 @@ def _contrastive_loss(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def check_replaceable(path: str | Path) -> None:
+    """
+    Makes sure that a checkpoint can be written to a folder without losing anything else.
+
+    Args:
+        path (`str` or `pathlib.Path`):
+            The folder.
+
+    Raises:
+        FileExistsError: if `path` holds something other than a checkpoint.
+    """
+    path = Path(path)
+    if not path.exists() or (path / "model.safetensors").is_file():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise FileExistsError(f"{path} holds something other than a model. Name an empty or a new folder.")
+
+
 def save_checkpoint(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, card: str, path: str | Path) -> None:
     """
     Writes config, weights (float16), tokenizer, image processor and model card to a folder, all or nothing.
@@ -226,8 +244,7 @@ def save_checkpoint(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, card: 
     from safetensors.torch import save_file
 
     path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / "model.safetensors").is_file():
-        raise FileExistsError(f"{path} holds something other than a model. Name an empty or a new folder.")
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         fresh, old = Path(scratch, "new"), Path(scratch, "old")
