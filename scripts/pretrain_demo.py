@@ -57,8 +57,9 @@ characters are drawn in {n_fonts} fonts that ship with matplotlib (DejaVu, STIX,
 out-of-distribution letters. The letters themselves, in the other fonts, do occur in pre-training, as most things do in the
 pre-training of a large CLIP.
 
-No handwriting and no photograph was trained on: "handwritten" in a caption means distorted print. The settings of the generator and of the training were chosen by looking at
-the zero-shot accuracy on the *training* split of scikit-learn's handwritten digits; its test split had no say.
+No handwriting and no photograph was trained on: "handwritten" in a caption means distorted print. The settings of the
+generator and of the training were chosen by looking at the zero-shot accuracy on the *training* split of scikit-learn's
+handwritten digits; its test split had no say.
 
 {steps:,} steps of {batch_size} pictures, AdamW, seed {seed}: `scripts/pretrain_demo.py`.
 
