@@ -68,4 +68,6 @@ def _add_member(name: str) -> None:
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
+    # Where later releases of Python 3.12 and 3.13 look for `value in PeftType`.
+    getattr(PeftType, "_hashable_values_", []).append(name)
     type.__setattr__(PeftType, name, member)

@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel
 from .tuner_types import TUNERS, adapted
 from .zoo import CORE, FURTHER, ZooModel
 
+
 # Threads cost more than such small models gain from them.
 torch.set_num_threads(1)
 

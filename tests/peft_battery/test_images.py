@@ -96,7 +96,9 @@ def test_images_of_another_size_are_refused(tuner, name, size):
     model = CORE[name]
     peft_model = adapted(model, TUNERS[tuner](model))
     side = model.image_size
-    with pytest.raises(ValueError, match=rf"made for images of {side}x{side} pixels, got {size[0]}x{size[1]}.*image_size="):
+    with pytest.raises(
+        ValueError, match=rf"made for images of {side}x{side} pixels, got {size[0]}x{size[1]}.*image_size="
+    ):
         model.predict(peft_model, images(model, *size))
 
 
@@ -151,5 +153,5 @@ def test_frames_act_one_after_the_other(tuner):
 def test_a_target_that_gets_no_images_is_named(tuner):
     model = CORE["vit"]
     peft_model = adapted(model, TUNERS[tuner](model, target_modules=["vit.layernorm"]))
-    with pytest.raises((ValueError, TypeError), match="RGB images|without images"):
+    with pytest.raises((ValueError, TypeError), match=r"RGB images|without images"):
         model.predict(peft_model, model.inputs())

@@ -17,7 +17,9 @@ REFUSALS = {
 
 
 def base_weights(model) -> dict[str, torch.Tensor]:
-    names = {name.replace(".base_layer", ""): tensor.clone() for name, tensor in model.get_base_model().named_parameters()}
+    names = {
+        name.replace(".base_layer", ""): tensor.clone() for name, tensor in model.get_base_model().named_parameters()
+    }
     return {name: tensor for name, tensor in names.items() if "reprogrammer_" not in name}
 
 
@@ -145,7 +147,7 @@ def test_broken_weights_are_not_merged(text_case):
             if name.endswith("reprogrammer_rows.default"):
                 parameter[0] = torch.nan
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError, match="NaNs detected in the merged weights. The adapter default seems to be"):
+        with pytest.raises(ValueError, match=r"NaNs detected in the merged weights. The adapter default seems to be"):
             merge(safe_merge=True)
     assert_same_weights(base_weights(model), before)
 

@@ -208,7 +208,9 @@ def test_adapters_of_different_alpha_do_not_act_together():
     second = zoo.predict(model, inputs)
     mixed = zoo.predict(model, {**inputs, "adapter_names": ["default", "other", "__base__"]})
     base = zoo.predict(zoo.build(), inputs)
-    torch.testing.assert_close(mixed.diagonal(), torch.stack([first[0, 0], second[1, 1], base[2, 2]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mixed.diagonal(), torch.stack([first[0, 0], second[1, 1], base[2, 2]]), rtol=1e-4, atol=1e-4
+    )
     model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ValueError, match=r"`set_residual_alpha\(model, alpha\)`"):
         zoo.predict(model, inputs)
@@ -218,7 +220,7 @@ def test_adapters_of_different_alpha_do_not_act_together():
 
 def test_set_residual_alpha_says_what_it_needs():
     zoo = CORE["clip"]
-    with pytest.raises(ValueError, match="no residual reprogrammer.*from_reprogrammer"):
+    with pytest.raises(ValueError, match=r"no residual reprogrammer.*from_reprogrammer"):
         set_residual_alpha(plain(zoo), 0.5)
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         set_residual_alpha(residual(zoo), 1.5)

@@ -32,7 +32,9 @@ def test_a_loaded_adapter_gives_the_same_output_bit_for_bit(any_case, tmp_path):
     loaded = PeftModel.from_pretrained(any_case.model.build(), tmp_path).eval()
     assert torch.equal(any_case.model.predict(loaded, inputs), any_case.model.predict(model, inputs))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert PeftModel.from_pretrained(any_case.model.build(), tmp_path, is_trainable=True).get_nb_trainable_parameters()[0]
+    assert PeftModel.from_pretrained(
+        any_case.model.build(), tmp_path, is_trainable=True
+    ).get_nb_trainable_parameters()[0]
 
 
 def test_the_file_holds_the_adapter_and_nothing_else(case, tmp_path):
@@ -41,7 +43,9 @@ def test_the_file_holds_the_adapter_and_nothing_else(case, tmp_path):
     saved = load_file(tmp_path / "adapter_model.safetensors")
     parameters = adapter_parameters(model)
     assert sum(tensor.numel() for tensor in saved.values()) == sum(p.numel() for p in parameters.values())
-    assert sorted(tuple(tensor.shape) for tensor in saved.values()) == sorted(tuple(p.shape) for p in parameters.values())
+    assert sorted(tuple(tensor.shape) for tensor in saved.values()) == sorted(
+        tuple(p.shape) for p in parameters.values()
+    )
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors"
     }  # fmt: skip
@@ -118,7 +122,10 @@ def test_from_the_meta_device(one_of_each_kind, tmp_path):
     # Whoever works like this fills the model himself; the adapter's own constants must not be garbage then.
     filled, base = loaded.get_base_model(), case.model.build()
     with torch.no_grad():
-        for source, target in ((base.named_parameters, filled.named_parameters), (base.named_buffers, filled.named_buffers)):
+        for source, target in (
+            (base.named_parameters, filled.named_parameters),
+            (base.named_buffers, filled.named_buffers),
+        ):
             tensors = {name.replace(".base_layer", ""): tensor for name, tensor in target()}
             for name, tensor in source():
                 tensors[name].copy_(tensor)

@@ -70,7 +70,9 @@ class ZooModel:
         torch.manual_seed(0)
         return model
 
-    def inputs(self, batch_size: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    def inputs(
+        self, batch_size: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> dict[str, torch.Tensor]:
         """Normalised images, and as many texts where the model takes some."""
         generator = torch.Generator().manual_seed(seed)
         images = torch.rand(batch_size, 3, self.image_size, self.image_size, generator=generator)
@@ -157,9 +159,7 @@ def _align() -> nn.Module:
 
 def _chinese_clip() -> nn.Module:
     vision = {**_VISION, "projection_dim": 16}
-    return tf.ChineseCLIPModel(
-        tf.ChineseCLIPConfig(text_config=dict(_TEXT), vision_config=vision, projection_dim=16)
-    )
+    return tf.ChineseCLIPModel(tf.ChineseCLIPConfig(text_config=dict(_TEXT), vision_config=vision, projection_dim=16))
 
 
 def _metaclip2() -> nn.Module:
