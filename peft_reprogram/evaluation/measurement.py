@@ -47,13 +47,9 @@ class LabelledOutputs:
     outputs: StoredOutputs
     labels: np.ndarray
 
-    def logits(self) -> np.ndarray:
-        """The logits of the rows that count, `(M, C)`."""
-        return self.load().logits.numpy()
-
     def load(self) -> ModelOutputs:
         """The rows that count, with their labels, in memory."""
-        outputs = replace(self.outputs.load(without=frozenset({"patch_features", "labels"})))
+        outputs = self.outputs.load(without=frozenset({"patch_features", "labels"}))
         labels = torch.from_numpy(self.labels)
         return replace(outputs, labels=labels)[labels >= 0]
 

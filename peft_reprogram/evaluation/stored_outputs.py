@@ -51,11 +51,6 @@ class StoredOutputs:
         return self._n
 
     @property
-    def fields(self) -> frozenset[str]:
-        """The fields of [`ModelOutputs`] that are there."""
-        return frozenset({*self._rows, *(name for name, value in self._head.items() if value is not None)})
-
-    @property
     def num_classes(self) -> int:
         """Number C of logits of an image."""
         return self._rows["logits"][1][0]
