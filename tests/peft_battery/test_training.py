@@ -78,10 +78,16 @@ def test_a_trained_head_learns_its_batch_norm_too(one_of_each_kind):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_gradient_checkpointing(case, reentrant):
-    if not case.model.build().supports_gradient_checkpointing:
-        pytest.skip(f"{type(case.model.build()).__name__} has no gradient checkpointing")
-    if case.model.name == "swin" and reentrant:
-        pytest.skip("PEFT's preparation for it expects embeddings that return a tensor, for any method; swin's don't")
+    base = case.model.build()
+    if not base.supports_gradient_checkpointing:
+        pytest.skip(f"{type(base).__name__} has no gradient checkpointing")
+    if reentrant:
+        try:
+            embeddings = base.get_input_embeddings()
+        except NotImplementedError:
+            pytest.skip(f"{type(base).__name__} of transformers 4 can't be prepared for it, whatever the method")
+        if case.model.name == "swin":
+            pytest.skip(f"PEFT's preparation expects a tensor of the {type(embeddings).__name__}, whatever the method")
     inputs = case.model.inputs()
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
