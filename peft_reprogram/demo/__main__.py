@@ -10,7 +10,8 @@ from .run import SCORE, DemoRun, run_demo
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m peft_reprogram.demo", description=run_demo.__doc__.split("\n\n")[0]
+        prog="python -m peft_reprogram.demo",
+        description="Trains and compares adapters on the embedded model and data.",
     )
     parser.add_argument("--output_dir", default="demo_output", help="folder to write to (default: %(default)s)")
     parser.add_argument("--short", action="store_true", help="a tenth of the training, to see that everything runs")

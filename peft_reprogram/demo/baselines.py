@@ -43,8 +43,8 @@ class LinearHeadClassifier(nn.Module):
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
     def save_pretrained(self, save_directory: Union[str, Path]) -> None:
-        """Writes the weights as safetensors."""
+        """Writes the trained weights as safetensors."""
         from safetensors.torch import save_file
 
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        tensors = {name: p.detach().contiguous() for name, p in self.named_parameters() if p.requires_grad}
         save_file(tensors, Path(save_directory) / "model.safetensors")

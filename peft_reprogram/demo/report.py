@@ -31,7 +31,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin: 2.2
 p, li { color: var(--soft); max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.best { background: var(--mark); font-weight: 600; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #ffffff; border-radius: 6px; }
@@ -67,7 +67,7 @@ are no digits can be told by their score.</p>
 <p>In per cent; AUROC of the {SCORE} score, digits positive. Best value of each column marked. One seed, {_count(run)} test
 digits: differences of two or three points are within the noise.</p>
 <h2>What the frame has learnt</h2>
-{_figure(frame_figure(run, data, preprocess), "The trained frame (grey: no change), and digits as the reprogrammed model sees them.")}
+{_figure(frame_figure(run, data, preprocess), "The trained frame (grey: no change; contrast raised to the full range), and digits as the reprogrammed model sees them.")}
 <h2>Under shift</h2>
 {_figure(shift_examples(data), "One test digit under each shift, and images of the out-of-distribution sets.")}
 {_figure(shift_bars(run.results), "Accuracy on the test digits and on each shift of them.")}
@@ -97,7 +97,8 @@ def frame_figure(run: DemoRun, data: DemoData, preprocess: ImagePreprocessor) ->
     mean, std = layer.reprogrammer_normalization["default"]
     with torch.no_grad():
         pictures = layer.reprogram(preprocess([data.test[i]["image"] for i in range(5)])) * std + mean
-    program = 0.5 + 0.5 * torch.tanh(unpack_frame(frame, geometry))
+    program = torch.tanh(unpack_frame(frame, geometry))
+    program = 0.5 + 0.5 * program / program.abs().max().clamp(min=1e-6)
     figure = Figure(figsize=(9, 1.9), layout="constrained")
     for axes, picture in zip(figure.subplots(1, 6), (program, *pictures)):
         axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
