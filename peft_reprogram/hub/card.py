@@ -22,11 +22,12 @@ MOST_CLASSES = 50
 KINDS = {
     "REPROGRAMMER": "A Reprogrammer",
     "RESIDUAL_REPROGRAMMER": "A Residual Reprogrammer",
-    "SURGICAL": "A surgical fine-tuning",
+    "SURGICAL": "A surgical adapter",
 }
 TRAINED = {
     "REPROGRAMMER": "a frame of pixels and some text embeddings",
     "RESIDUAL_REPROGRAMMER": "a frame of pixels and some text embeddings",
+    "SURGICAL": "one block of layers",
 }
 REPROGRAMMER_CITATION = """\
 @inproceedings{geng2024reprogramming,
@@ -36,6 +37,14 @@ REPROGRAMMER_CITATION = """\
   year={2024},
   note={arXiv:2403.10800}
 }"""
+SURGICAL_CITATION = """\
+@inproceedings{lee2023surgical,
+  title={Surgical Fine-Tuning Improves Adaptation to Distribution Shifts},
+  author={Lee, Yoonho and Chen, Annie S. and Tajwar, Fahim and Kumar, Ananya and Yao, Huaxiu and Liang, Percy and Finn, Chelsea},
+  booktitle={International Conference on Learning Representations},
+  year={2023},
+  note={arXiv:2210.11466}
+}"""
 PEFT_CITATION = """\
 @misc{peft,
   title={{PEFT}: State-of-the-art Parameter-Efficient Fine-Tuning methods},
@@ -43,6 +52,11 @@ PEFT_CITATION = """\
   howpublished={\\url{https://github.com/huggingface/peft}},
   year={2022}
 }"""
+CITATIONS = {
+    "REPROGRAMMER": REPROGRAMMER_CITATION,
+    "RESIDUAL_REPROGRAMMER": REPROGRAMMER_CITATION,
+    "SURGICAL": SURGICAL_CITATION,
+}
 # What of a training run is worth a line in the card.
 RECIPE = {
     "method": "method",
@@ -216,7 +230,7 @@ def _text(
         "license": f"{escape(license)}. The base model has a licence of its own."
         if license
         else "Not stated by its author.",
-        "citation": "\n\n".join([REPROGRAMMER_CITATION] * ("REPROGRAMMER" in kind) + [PEFT_CITATION]),
+        "citation": "\n\n".join([CITATIONS[kind], PEFT_CITATION] if kind in CITATIONS else [PEFT_CITATION]),
     }
 
 

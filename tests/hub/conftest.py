@@ -132,17 +132,20 @@ def no_token(monkeypatch, tmp_path) -> None:
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
     """A Hub on the loopback interface that this process talks to as `alice`, with an empty cache."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with HubServer({"hf_alice": "alice", "hf_bob": "bob"}) as server:
         for name, value in {
             "ENDPOINT": server.endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(tmp_path / "cache"),
         }.items():
             monkeypatch.setattr(constants, name, value)
+        # Made from the address when the client was imported, and kept under either name in its releases.
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, file_download):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
         yield server
 

@@ -154,11 +154,13 @@ def test_hostile_configuration(adapter, field):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(.*)*x", ".*.*.*.*.*.*.*.*x", "a" * 2000, "(x{1,99}){1,99}"], ids=lambda text: text[:12]
+    "pattern",
+    ["(a+)+$", "(.*)*x", ".*.*.*.*.*.*.*.*x", "a" * 2000 + "*", "a?" * 30 + "a" * 30, "(x{1,99}){1,99}"],
+    ids=lambda text: text[:12],
 )
 def test_patterns_that_never_end(adapter, pattern):
     change(adapter / CONFIG, target_modules=pattern)
-    with pytest.raises(UnsafeAdapterError, match="repetitions, none of a group"):
+    with pytest.raises(UnsafeAdapterError, match="none of a group"):
         load_classifier(adapter)
 
 

@@ -58,12 +58,15 @@ def test_head_that_was_not_saved_is_noticed(vit_adapter):
 def test_other_adapter_types_and_whole_models(base, tmp_path, pixel_values):
     from peft import LoraConfig
 
+    from peft_reprogram.tuners.surgical import SurgicalConfig
+
     tokenizer, processor = build_tokenizer(), AutoImageProcessor.from_pretrained(base)
     torch.manual_seed(1)
     lora = get_peft_model(
         CLIPModel.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     )
-    for name, model in (("lora", lora), ("whole", CLIPModel.from_pretrained(base))):
+    surgical = get_peft_model(CLIPModel.from_pretrained(base), SurgicalConfig(blocks="first", init_weights=False))
+    for name, model in (("lora", lora), ("surgical", surgical), ("whole", CLIPModel.from_pretrained(base))):
         classifier = ZeroShotClassifier(model, tokenizer, CLASSES, ["a {}", "the {}"]).eval()
         classifier.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)

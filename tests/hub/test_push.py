@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from peft_reprogram.hub import PushError, UnsafeAdapterError, load_classifier, p
 
 # The client's own: how huggingface_hub hands a file of the LFS protocol to its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+
+OLD_CLIENT = int(version("huggingface_hub").split(".")[0]) < 1
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +52,7 @@ def test_everything_is_published_in_one_commit(hub, adapter, pictures):
     assert url.startswith(f"{hub.endpoint}/alice/adapter/commit/")
     assert commits(hub) == ["initial commit", "First"]
     files = hub.files("alice/adapter")
-    assert set(files) == {
+    assert set(files) - {"special_tokens_map.json"} == {  # which transformers 4 writes
         ".gitattributes",
         "README.md",
         "adapter_config.json",
@@ -114,7 +117,7 @@ def test_offline_from_the_cache(hub, published, monkeypatch):
     hub.requests.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert torch.equal(logits(load_classifier(published)), expected)
-    assert hub.requests == []
+    assert not any("alice/adapter" in path for _, path in hub.requests)
     with pytest.raises(FileNotFoundError, match="not in the cache, or not whole, and downloads are switched off"):
         load_classifier("alice/other")
 
@@ -211,6 +214,7 @@ def test_server_error_publishes_nothing_and_a_second_try_works(hub, adapter, met
     assert commits(hub) == ["initial commit", "Upload adapter"]
 
 
+@pytest.mark.skipif(OLD_CLIENT, reason="it does not wait for limits")
 def test_transient_errors_are_retried_by_the_client(hub, adapter, no_waiting):
     hub.fail("PUT", "/lfs/", status=500, times=1)
     hub.fail("POST", "/preupload/", status=429, times=1, headers={"Retry-After": "7"})
@@ -276,6 +280,9 @@ def test_wrong_token_for_downloads(hub, published, monkeypatch):
 def test_truncated_download_is_resumed_or_reported(hub, published, adapter):
     expected = logits(load_classifier(adapter))
     hub.fail("GET", r"/resolve/.*/adapter_model.safetensors", truncate=1000)
+    if OLD_CLIENT:  # which does not go on by itself
+        with pytest.raises(FileNotFoundError, match="failed during the download. Try again"):
+            load_classifier(published)
     assert torch.equal(logits(load_classifier(published)), expected)
 
 
