@@ -92,14 +92,14 @@ def run_demo(output_dir: Union[str, Path] = "demo_output", *, short: bool = Fals
         output_dir="", epochs=4 if short else 40, batch_size=32, seed=seed, selection="last", progress_bar=False
     )
     training = few_shot(images(data.train, "digits, training"), SHOTS, seed)
-    # Rates were chosen on the validation digits, the same number of trials for each way of training.
+    # Rates were chosen by validation accuracy, of four for each: probe 1e-3 to 3e-2, tower 3e-5 to 1e-3, adapter 5e-4 to 2e-2.
     jobs: dict[str, tuple[nn.Module, TrainingConfig]] = {
-        "linear probe": (LinearHeadClassifier(zero_shot(), train_tower=False), replace(recipe, lr=1e-2)),
-        "full fine-tuning": (LinearHeadClassifier(zero_shot(), train_tower=True), replace(recipe, lr=1e-4)),
-        "Reprogrammer": (reprogrammed(ReprogrammerConfig), replace(recipe, frame_lr=5e-3, text_lr=5e-3)),
+        "linear probe": (LinearHeadClassifier(zero_shot(), train_tower=False), replace(recipe, lr=3e-2)),
+        "full fine-tuning": (LinearHeadClassifier(zero_shot(), train_tower=True), replace(recipe, lr=3e-4)),
+        "Reprogrammer": (reprogrammed(ReprogrammerConfig), replace(recipe, lr=5e-3)),
         "Residual Reprogrammer": (
             reprogrammed(ResidualReprogrammerConfig, residual_alpha=RESIDUAL_ALPHA),
-            replace(recipe, frame_lr=5e-3, text_lr=5e-3),
+            replace(recipe, lr=5e-3),
         ),
     }
     models: dict[str, nn.Module] = {"zero-shot": zero_shot()}
