@@ -50,6 +50,7 @@ def head_of(case, model: nn.Module) -> tuple[Head, torch.Tensor]:
     return Head(case, model, texts), texts.pop("pixel_values")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor uses it itself
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_without_a_graph_break(one_of_each_kind, backend):
     torch._dynamo.reset()

@@ -141,8 +141,10 @@ class RestoreNorm:
         self.vision.norm = self.text.norm = None
         if image_norm is None or text_norm is None or self.state.renormalizes(module.training):
             return None
-        if not isinstance(output, ModelOutput):
+        if isinstance(output, tuple):
             return self._restore_tuple(module, output, image_norm, text_norm)
+        if not isinstance(output, ModelOutput):
+            return None  # a subclass that makes something of its own from the (normalised) features
         if output.get("loss") is not None:
             raise _loss_error("text-image")
         output.logits_per_image = self._scale(module, output.logits_per_image, image_norm[:, None] * text_norm)
