@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from .tuner_types import randomize
+from .tuner_types import MERGEABLE, adapter_parameters, randomize
 
 
 # What each type says when it can't be merged; types that are not named here merge.
@@ -20,7 +22,7 @@ def base_weights(model) -> dict[str, torch.Tensor]:
     names = {
         name.replace(".base_layer", ""): tensor.clone() for name, tensor in model.get_base_model().named_parameters()
     }
-    return {name: tensor for name, tensor in names.items() if "reprogrammer_" not in name}
+    return {name: tensor for name, tensor in names.items() if not re.search(r"\b(reprogrammer|surgical)_", name)}
 
 
 def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -28,10 +30,8 @@ def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, tor
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def text_only(case, adapter_name: str = "default", seed: int = 0):
-    fields = {"residual_alpha": 0.0} if case.tuner.startswith("RESIDUAL") else {}
-    model = case.adapted(adapter_name, reprogram_image=False, **fields)
-    return model, fields
+def mergeable(case, adapter_name: str = "default"):
+    return case.adapted(adapter_name, **MERGEABLE[case.tuner])
 
 
 def test_what_cannot_be_merged_says_so_and_changes_nothing(case):
@@ -54,9 +54,9 @@ def test_a_residual_is_refused_even_without_a_frame(text_case):
         model.merge_and_unload()
 
 
-def test_rows_merge_exactly_and_come_off_exactly(text_case):
+def test_weights_merge_exactly_and_come_off_exactly(text_case):
     case, inputs = text_case, text_case.model.inputs()
-    model, _ = text_only(case)
+    model = mergeable(case)
     before, output = base_weights(model), case.model.predict(model, inputs)
     model.merge_adapter(safe_merge=True)
     assert torch.equal(case.model.predict(model, inputs), output)
@@ -72,14 +72,14 @@ def test_rows_merge_exactly_and_come_off_exactly(text_case):
     assert torch.equal(case.model.predict(model, inputs), output)
 
 
-def test_merge_and_unload_of_rows(text_case):
+def test_merge_and_unload(text_case):
     case, inputs = text_case, text_case.model.inputs()
-    model, _ = text_only(case)
+    model = mergeable(case)
     output = case.model.predict(model, inputs)
     merged = model.merge_and_unload()
     assert type(merged) is type(case.model.build())
     assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
-    if case.tuner == "REPROGRAMMER":
+    if case.tuner != "RESIDUAL_REPROGRAMMER":
         assert torch.equal(case.model.predict(merged, inputs), output)
     else:
         # At an alpha of 0 the features are normalised once more, which rounds.
@@ -87,21 +87,21 @@ def test_merge_and_unload_of_rows(text_case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rows_merge_exactly_into_half_precision(text_case, dtype):
-    if text_case.tuner != "REPROGRAMMER":
-        pytest.skip("the rows are those of the REPROGRAMMER")
+def test_weights_merge_exactly_into_half_precision(text_case, dtype):
+    if text_case.tuner == "RESIDUAL_REPROGRAMMER":
+        pytest.skip("the features are normalised once more, which rounds")
     from peft import get_peft_model
 
     case, inputs = text_case, text_case.model.inputs(dtype=dtype)
-    model = get_peft_model(case.model.build(dtype), case.config(reprogram_image=False)).eval()
+    model = get_peft_model(case.model.build(dtype), case.config(**MERGEABLE[case.tuner])).eval()
     randomize(model)
     output = case.model.predict(model, inputs)
     assert torch.equal(case.model.predict(model.merge_and_unload(), inputs), output)
 
 
-def test_disabling_merged_rows_takes_them_off(text_case):
+def test_disabling_merged_weights_takes_them_off(text_case):
     case, inputs = text_case, text_case.model.inputs()
-    model, _ = text_only(case)
+    model = mergeable(case)
     output = case.model.predict(model, inputs)
     model.merge_adapter()
     with model.disable_adapter():
@@ -111,8 +111,9 @@ def test_disabling_merged_rows_takes_them_off(text_case):
 
 def test_several_adapters_merge_together_or_one_after_the_other(text_case):
     case, inputs = text_case, text_case.model.inputs()
-    model, fields = text_only(case, "first")
-    model.add_adapter("second", case.config(reprogram_image=False, token_indices=[5, 9, 12], **fields))
+    model = mergeable(case, "first")
+    rows = {} if case.tuner == "SURGICAL" else {"token_indices": [5, 9, 12]}
+    model.add_adapter("second", case.config(**MERGEABLE[case.tuner], **rows))
     randomize(model, "second", seed=1)
     model.base_model.set_adapter(["first", "second"])
     before, output = base_weights(model), case.model.predict(model, inputs)
@@ -131,21 +132,20 @@ def test_several_adapters_merge_together_or_one_after_the_other(text_case):
 
 def test_only_the_named_adapter_is_merged(text_case):
     case, inputs = text_case, text_case.model.inputs()
-    model, fields = text_only(case, "first")
+    model = mergeable(case, "first")
     output = case.model.predict(model, inputs)
-    model.add_adapter("second", case.config(reprogram_image=False, **fields))
+    model.add_adapter("second", case.config(**MERGEABLE[case.tuner]))
     randomize(model, "second", seed=1)
     merged = model.merge_and_unload(adapter_names=["first"])
     torch.testing.assert_close(case.model.predict(merged, inputs), output, rtol=1e-5, atol=1e-5)
 
 
 def test_broken_weights_are_not_merged(text_case):
-    model, _ = text_only(text_case)
+    model = mergeable(text_case)
     before = base_weights(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("reprogrammer_rows.default"):
-                parameter[0] = torch.nan
+        for parameter in adapter_parameters(model).values():
+            parameter[0] = torch.nan
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(ValueError, match=r"NaNs detected in the merged weights. The adapter default seems to be"):
             merge(safe_merge=True)

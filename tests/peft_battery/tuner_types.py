@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig
+from peft_reprogram.tuners.surgical import SurgicalConfig
 
 from .zoo import IMAGE_MEAN, IMAGE_STD, POSITIONS, TOKENS, ZooModel
 
@@ -26,10 +27,25 @@ def _reprogrammer(config_cls: type[ReprogrammerConfig]) -> Callable[..., Reprogr
     return config
 
 
+def _surgical(model: ZooModel, **fields: Any) -> SurgicalConfig:
+    # What a LoRA of the battery wraps is left to it: a layer has one method's wrapper or the other's.
+    defaults: dict[str, Any] = {"blocks": ["block:1"], "exclude_modules": rf".*({model.linear})"}
+    if model.has_text:
+        defaults["blocks"] = ["block:1", "text:embedding", "text:block:1"]
+    return SurgicalConfig(**{**defaults, **fields})
+
+
 # For each type, what makes its configuration for a model of the zoo. An adapter of it, fresh, is the identity.
 TUNERS: dict[str, Callable[..., PeftConfig]] = {
     "REPROGRAMMER": _reprogrammer(ReprogrammerConfig),
     "RESIDUAL_REPROGRAMMER": _reprogrammer(ResidualReprogrammerConfig),
+    "SURGICAL": _surgical,
+}
+# The fields with which each type can be merged.
+MERGEABLE: dict[str, dict[str, Any]] = {
+    "REPROGRAMMER": {"reprogram_image": False},
+    "RESIDUAL_REPROGRAMMER": {"reprogram_image": False, "residual_alpha": 0.0},
+    "SURGICAL": {},
 }
 
 

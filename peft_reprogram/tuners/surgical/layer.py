@@ -32,10 +32,13 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
         adapter_name: str,
         config: SurgicalConfig,
         rank: Optional[int] = None,
+        in_windows: bool = False,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.kind = kind
+        # Whether the model cuts images into windows before this layer, all windows of the first image first (Swin).
+        self.in_windows = in_windows
         self.in_features, self.out_features = _features(base_layer, kind)
         self.merged_adapters: list[str] = []
         # What merging has replaced, so that unmerging restores it bit for bit.
@@ -172,12 +175,15 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
         if self.kind.name == "embedding" and len(input) == 1:
             # Position ids are shared by the batch until here.
             input = input.expand(len(names), *input.shape[1:])
+        if self.in_windows and len(input) % len(names) == 0:
+            windows = len(input) // len(names)
+            names = [name for name in names for _ in range(windows)]
         if len(input) != len(names):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {len(input)} respectively. Pass one name a sample; for a text-image model that is "
-                "possible only if images and texts are pairs, and for models that cut images into windows (Swin) not at "
-                "all. Otherwise call the model once for each adapter after `set_adapter`."
+                f"possible only if images and texts are pairs, and not at all for layers that see no samples (this is "
+                f"{type(self.base_layer).__name__}). Otherwise call the model once for each adapter after `set_adapter`."
             )
         result = self.base_layer(input)
         for name in dict.fromkeys(names):

@@ -84,7 +84,8 @@ class SurgicalModel(BaseTuner):
         kind = leaf_kind(target)
         if kind is None:
             raise ValueError(f"'{current_key}' ({type(target).__name__}) can't be trained by a surgical adapter.")
-        new_module = SurgicalLayer(target, kind, adapter_name, peft_config, rank)
+        in_windows = "Swin" in type(parent).__name__ and "attention" in current_key
+        new_module = SurgicalLayer(target, kind, adapter_name, peft_config, rank, in_windows)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)

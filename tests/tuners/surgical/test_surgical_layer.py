@@ -169,10 +169,9 @@ def test_position_ids_shared_by_a_batch_are_looked_up_for_each_sample():
 def test_a_layer_that_does_not_see_samples_refuses_to_mix():
     module, input = build("linear")
     layer = wrap(module)
-    # Windows of a Swin transformer: twice as many as images.
     with (
         layer.per_sample(["default"] * 2),
-        pytest.raises(ValueError, match=r"Length of `adapter_names`.*2 and 4.*windows"),
+        pytest.raises(ValueError, match=r"Length of `adapter_names`.*2 and 4.*see no samples \(this is Linear\)"),
     ):
         layer(input)
 

@@ -240,10 +240,37 @@ def test_several_adapters_on_different_blocks():
     assert torch.equal(model(x).logits, outputs["late"])
 
 
-def test_windows_refuse_a_batch_of_several_adapters():
-    model = get_peft_model(ZOO["swin"].build(), SurgicalConfig(blocks=["first"])).eval()
-    with pytest.raises(ValueError, match=r"windows \(Swin\)"):
-        model(**ZOO["swin"].inputs(2), adapter_names=["default", "__base__"])
+@pytest.mark.parametrize("name", ZOO)
+def test_mixed_batches_in_every_architecture(name):
+    zoo = ZOO[name]
+    base = zoo.build()
+    blocks = existing(base, "embedding", "first", "last", *(("text:first", "text:embedding") if zoo.has_text else ()))
+    # The position biases of Swin v2 come from coordinates that all samples share.
+    config = SurgicalConfig(
+        blocks=blocks,
+        exclude_modules=[f"continuous_position_bias_mlp.{i}" for i in (0, 2)] if name == "swin-v2" else None,
+    )
+    model = get_peft_model(base, config, adapter_name="one").eval()
+    model.add_adapter("two", config)
+    inputs = zoo.inputs(3)
+    outputs = {}
+    for adapter, seed in (("one", 1), ("two", 2)):
+        randomize(model, adapter, scale=0.02, seed=seed)
+        model.set_adapter(adapter)
+        outputs[adapter] = zoo.predict(model, inputs)
+    mixed = zoo.predict(model, {**inputs, "adapter_names": ["two", "one", "two"]})
+    if zoo.has_text:
+        # Of each pair, image and text go through the same adapter.
+        mixed, outputs = mixed.diagonal(), {adapter: value.diagonal() for adapter, value in outputs.items()}
+    for row, adapter in enumerate(["two", "one", "two"]):
+        torch.testing.assert_close(mixed[row], outputs[adapter][row], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(outputs["one"], outputs["two"], rtol=1e-3, atol=1e-4)
+
+
+def test_layers_that_all_samples_share_refuse_a_mixed_batch():
+    model = get_peft_model(ZOO["swin-v2"].build(), SurgicalConfig(blocks=["first"])).eval()
+    with pytest.raises(ValueError, match=r"see no samples \(this is Linear\)"):
+        model(**ZOO["swin-v2"].inputs(2), adapter_names=["default", "__base__"])
 
 
 def test_bad_targets_are_refused_before_the_model_is_touched():
