@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 
+import peft
 import pytest
 import torch
 from peft import PeftModel, get_layer_status, get_model_status, get_peft_model
@@ -108,6 +109,7 @@ def test_a_deleted_adapter_leaves_nothing(two):
     assert torch.equal(case.model.predict(model.base_model, inputs), case.base_output(inputs))
 
 
+@pytest.mark.skipif(peft.__version__ < "0.21", reason="PEFT 0.20 overwrites the adapter, whatever its type")
 def test_an_adapter_name_is_taken_once(two):
     case, model, inputs, _, second = two
     with pytest.raises(ValueError, match="already exists"):
