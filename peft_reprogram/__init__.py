@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .classifier import ZeroShotClassifier
+from .hub import load_classifier, push_to_hub
 from .tuners.reprogrammer import (
     ReprogrammerConfig,
     ReprogrammerModel,
@@ -9,6 +10,7 @@ from .tuners.reprogrammer import (
     ResidualReprogrammerModel,
     set_residual_alpha,
 )
+from .tuners.surgical import SurgicalConfig, SurgicalModel, describe_blocks
 
 
 __all__ = [
@@ -16,7 +18,12 @@ __all__ = [
     "ReprogrammerModel",
     "ResidualReprogrammerConfig",
     "ResidualReprogrammerModel",
+    "SurgicalConfig",
+    "SurgicalModel",
     "ZeroShotClassifier",
     "__version__",
+    "describe_blocks",
+    "load_classifier",
+    "push_to_hub",
     "set_residual_alpha",
 ]
