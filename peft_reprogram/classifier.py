@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -25,10 +29,12 @@ class ZeroShotClassifier(nn.Module):
     """
     A text-image model as an image classifier: the class prompts, encoded by its text tower, are the head.
 
-    It has the interface of transformers' `...ForImageClassification`, so it works with `Trainer`, with
-    [`peft_reprogram.training.train`] and with pipelines. In training the text is encoded once a forward pass, for the
-    class prompts rather than for each sample; in evaluation it is encoded once and kept until a weight, the set of active
-    adapters or the residual changes.
+    It has the interface of transformers' `...ForImageClassification`, so it works with `Trainer` (save with
+    [`~ZeroShotClassifier.save_pretrained`] afterwards, which stores the adapter alone) and with
+    [`peft_reprogram.training.train`]; [`peft_reprogram.hub.Predictor.to_pipeline`] makes a pipeline of it. In training the
+    text is encoded once a forward pass, for the class prompts rather than for each sample; in evaluation it is encoded once
+    and kept until a weight, the set of active adapters or the residual changes. (A weight that is written through `.data`
+    escapes notice; call `train(False)` after that.)
 
     Args:
         model (`torch.nn.Module`): A text-image model such as `CLIPModel`, or a `PeftModel` around one.
@@ -40,7 +46,8 @@ class ZeroShotClassifier(nn.Module):
             the class prompts by default.
 
     Raises:
-        ValueError: If class names are missing, empty or duplicated, or a template has not exactly one `{}`.
+        ValueError: If class names are missing, empty or duplicated, the tokenizer can't tell two of them apart, or a template
+            has not exactly one `{}`.
         TypeError: If the model has no image and text features.
 
     Example:
@@ -73,8 +80,10 @@ class ZeroShotClassifier(nn.Module):
         self.objective = objective
         self.model = model
         self._text_inputs = tokenize_prompts(tokenizer, class_prompts(self.class_names, self.templates))
+        self._check_classes_differ()
         self._cached_class_features: Optional[torch.Tensor] = None
         self._cache_key: Optional[tuple] = None
+        self._zero_shot_class_features: Optional[torch.Tensor] = None
 
     @property
     def num_labels(self) -> int:
@@ -124,17 +133,17 @@ class ZeroShotClassifier(nn.Module):
         """
         if self.training or torch.compiler.is_compiling():
             return self._encode_classes()
-        key = self._state_key()
-        if self._cached_class_features is None or self._cache_key != key or torch.is_grad_enabled():
-            features = self._encode_classes()
-            if features.requires_grad:
-                return features  # belongs to one backward pass
-            self._cached_class_features, self._cache_key = features, key
+        parameters = list(self.model.parameters())
+        belongs_to_a_backward_pass = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        # Inference tensors don't count their changes.
+        if belongs_to_a_backward_pass or any(p.is_inference() for p in parameters):
+            return self._encode_classes()
+        key = self._state_key(parameters)
+        if self._cached_class_features is None or self._cache_key != key:
+            self._cached_class_features, self._cache_key = self._encode_classes(), key
         return self._cached_class_features
 
-    def forward(
-        self, pixel_values: torch.Tensor, labels: Optional[torch.Tensor] = None, **kwargs: Any
-    ) -> ImageClassifierOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: Optional[torch.Tensor] = None) -> ImageClassifierOutput:
         """
         Classify images.
 
@@ -144,14 +153,17 @@ class ZeroShotClassifier(nn.Module):
 
         Returns:
             `ImageClassifierOutput`: `logits` of shape `(B, C)` in float32, and `loss` if labels were given.
+
+        Raises:
+            ValueError: If a label is outside [0, C).
         """
+        # Called without further keywords on purpose: accepting them would tell `Trainer` that the loss is already scaled.
         image_features = self.get_image_features(pixel_values).float()
         class_features = self.get_class_features().float()
-        logits = self.logit_scale.float() * image_features @ class_features.t()
-        if self.logit_bias is not None:
-            logits = logits + self.logit_bias.float()
+        logits = self._logits(image_features, class_features)
         loss = None
         if labels is not None:
+            self._check_labels(labels)
             if self.objective is None:
                 loss = F.cross_entropy(logits, labels)
             else:
@@ -167,7 +179,7 @@ class ZeroShotClassifier(nn.Module):
 
     def train(self, mode: bool = True) -> ZeroShotClassifier:
         """Set training mode and forget the cached class embeddings."""
-        self._cached_class_features = None
+        self._cached_class_features = self._zero_shot_class_features = None
         return super().train(mode)
 
     @torch.no_grad()
@@ -181,12 +193,15 @@ class ZeroShotClassifier(nn.Module):
         Returns:
             `torch.Tensor`: Shape `(B, C)`, float32.
         """
-        if not hasattr(self.model, "disable_adapter"):
-            return self(pixel_values).logits
-        with self.model.disable_adapter():
+        with _adapters_disabled(self.model):
             image_features = self.get_image_features(pixel_values).float()
-            logits = self.logit_scale.float() * image_features @ self._encode_classes().float().t()
-        return logits if self.logit_bias is None else logits + self.logit_bias.float()
+            classes = self._zero_shot_class_features
+            if classes is None or classes.device != image_features.device:
+                classes = self._encode_classes().float()
+                # The base is frozen as long as something else is trained, so its text needs encoding only once.
+                if self.training and _has_adapters(self.model):
+                    self._zero_shot_class_features = classes
+        return self._logits(image_features, classes)
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
         """
@@ -202,7 +217,7 @@ class ZeroShotClassifier(nn.Module):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            self.model.save_pretrained(staging)
+            self._save_model(staging)
             self.tokenizer.save_pretrained(staging)
             content = {"class_names": self.class_names, "templates": self.templates}
             (staging / CLASSIFIER_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -217,14 +232,20 @@ class ZeroShotClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: Union[str, os.PathLike], model: Optional[nn.Module] = None, **kwargs: Any
+        cls,
+        path: Union[str, os.PathLike],
+        model: Optional[nn.Module] = None,
+        revision: Optional[str] = None,
+        **kwargs: Any,
     ) -> ZeroShotClassifier:
         """
         Load what [`~ZeroShotClassifier.save_pretrained`] wrote.
 
         Args:
             path (`str` or `os.PathLike`): Folder, or Hub repository, of the adapter.
-            model (`torch.nn.Module`, *optional*): The base model; loaded by the name that the adapter holds if not given.
+            model (`torch.nn.Module`, *optional*): The base model; loaded by the name and revision that the adapter holds if
+                not given.
+            revision (`str`, *optional*): Revision of the adapter on the Hub.
             **kwargs: Passed on to the loading of the base model.
 
         Returns:
@@ -232,24 +253,80 @@ class ZeroShotClassifier(nn.Module):
 
         Raises:
             OSError: If files are missing.
+            ValueError: If the base model is unknown, or the adapter does not fit it.
         """
-        from peft import PeftConfig, PeftModel
         from transformers import AutoModel, AutoTokenizer
 
-        content = json.loads(_find_file(path, CLASSIFIER_FILE).read_text("utf-8"))
-        is_adapter = _has_file(path, "adapter_config.json")
+        content = json.loads(_find_file(path, CLASSIFIER_FILE, revision).read_text("utf-8"))
+        config = PeftConfig.from_pretrained(str(path), revision=revision) if _is_adapter(path, revision) else None
         if model is None:
-            source = PeftConfig.from_pretrained(str(path)).base_model_name_or_path if is_adapter else str(path)
+            source, base_revision = str(path), revision
+            if config is not None:
+                source, base_revision = config.base_model_name_or_path, config.revision
             if not source:
                 raise ValueError(
                     f"The adapter in {path} does not name its base model (it was made on a model that was never saved). "
                     "Pass the base model: `ZeroShotClassifier.from_pretrained(path, model=...)`."
                 )
-            model = AutoModel.from_pretrained(source, **kwargs)
-        if is_adapter:
-            model = PeftModel.from_pretrained(model, str(path))
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+            model = AutoModel.from_pretrained(source, revision=base_revision, **kwargs)
+        if config is not None:
+            try:
+                model = PeftModel.from_pretrained(model, str(path), revision=revision)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"The adapter in {path} does not fit this {type(model).__name__}; it was made for "
+                    f"{config.base_model_name_or_path or 'another base model'}. Leave `model` out, or pass that base model."
+                ) from error
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
         return cls(model, tokenizer, content["class_names"], content["templates"]).eval()
+
+    def _logits(self, image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
+        # Rounded to half precision, the logits of different images tie.
+        with torch.autocast(image_features.device.type, enabled=False):
+            logits = self.logit_scale.float() * image_features.float() @ class_features.float().t()
+            return logits if self.logit_bias is None else logits + self.logit_bias.float()
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        # On an accelerator the check would make the host wait for it; there the loss itself fails.
+        if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < self.num_labels:
+            raise ValueError(
+                f"`labels` must be class indices in [0, {self.num_labels}), one for each of the {self.num_labels} class "
+                f"names; got values from {labels.min()} to {labels.max()}. Map the labels of the data set to the class names."
+            )
+
+    def _check_classes_differ(self) -> None:
+        ids = self._text_inputs["input_ids"].view(self.num_labels, -1).tolist()
+        first: dict[tuple, str] = {}
+        for name, row in zip(self.class_names, ids):
+            other = first.setdefault(tuple(row), name)
+            if other != name:
+                raise ValueError(
+                    f"The tokenizer makes the same tokens of the classes {other!r} and {name!r}, so they can't be told apart. "
+                    "They differ only in case or spaces, in words that it does not know, or beyond the length at which prompts are cut "
+                    f"({self._text_inputs['input_ids'].shape[1]} tokens). Rename one of them or shorten the template."
+                )
+
+    def _save_model(self, folder: Path) -> None:
+        """The model, or its active adapter at the top of the folder whatever it is called."""
+        configs = getattr(self.model, "peft_config", None)
+        if not (configs and hasattr(self.model, "active_adapters")):
+            self.model.save_pretrained(folder)
+            return
+        active = self.model.active_adapters
+        active = active() if callable(active) else active
+        if len(active) != 1:
+            raise ValueError(
+                f"A classifier is saved with one adapter, and {active or 'none'} are active of {list(configs)}. Choose one "
+                "with `model.set_adapter(name)`."
+            )
+        self.model.save_pretrained(
+            folder, **({"selected_adapters": active} if hasattr(self.model, "base_model") else {})
+        )
+        named = folder / active[0]
+        if named.is_dir() and not (folder / "adapter_config.json").exists():
+            for file in named.iterdir():
+                os.replace(file, folder / file.name)
+            named.rmdir()
 
     def _encode_classes(self) -> torch.Tensor:
         device = self.device
@@ -268,9 +345,12 @@ class ZeroShotClassifier(nn.Module):
         needed = "reference_logits" in getattr(self.objective, "requires", ())
         return self.zero_shot_logits(pixel_values) if needed else None
 
-    def _state_key(self) -> tuple:
+    def _state_key(self, parameters: Sequence[torch.Tensor]) -> tuple:
         """Changes whenever something that the class embeddings depend on does."""
-        weights = tuple((id(p), p.data_ptr(), p._version) for p in self.model.parameters())
+        weights = tuple((id(p), p.data_ptr(), p._version) for p in parameters)
+        device = parameters[0].device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        modes = (autocast, torch.is_inference_mode_enabled())
         layers = tuple(
             (
                 tuple(m.active_adapters),
@@ -281,7 +361,7 @@ class ZeroShotClassifier(nn.Module):
             for m in self.model.modules()
             if hasattr(m, "active_adapters") and hasattr(m, "merged_adapters")
         )
-        return weights, layers, tuple(self.templates), tuple(self.class_names)
+        return weights, layers, modes
 
 
 def _embedding(output: Any) -> torch.Tensor:
@@ -289,15 +369,33 @@ def _embedding(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def _has_file(path: Union[str, os.PathLike], name: str) -> bool:
+def _has_adapters(model: nn.Module) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+@contextmanager
+def _adapters_disabled(model: nn.Module) -> Iterator[None]:
+    # Not `PeftModel.disable_adapter`: a model with an injected adapter has none, and what is trainable shall stay so.
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, kinds) and not m._disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def _is_adapter(path: Union[str, os.PathLike], revision: Optional[str]) -> bool:
     if Path(path).is_dir():
-        return (Path(path) / name).is_file()
+        return (Path(path) / "adapter_config.json").is_file()
     from huggingface_hub import file_exists
 
-    return file_exists(str(path), name)
+    return file_exists(str(path), "adapter_config.json", revision=revision)
 
 
-def _find_file(path: Union[str, os.PathLike], name: str) -> Path:
+def _find_file(path: Union[str, os.PathLike], name: str, revision: Optional[str]) -> Path:
     if Path(path).is_dir():
         file = Path(path) / name
         if not file.is_file():
@@ -308,4 +406,4 @@ def _find_file(path: Union[str, os.PathLike], name: str) -> Path:
         return file
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(str(path), name))
+    return Path(hf_hub_download(str(path), name, revision=revision))

@@ -313,10 +313,116 @@ def test_a_template_is_never_formatted():
 
 
 def test_class_names_survive_json(tmp_path, tokenizer):
-    classifier = ZeroShotClassifier(reprogrammed(tokenizer), tokenizer, ["chien", "été", "猫"])
+    classifier = ZeroShotClassifier(reprogrammed(tokenizer), tokenizer, ["cat été", "dog 猫", "猫"])
     classifier.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "zero_shot_classifier.json").read_text("utf-8"))["class_names"] == [
-        "chien",
-        "été",
-        "猫",
+    assert (
+        json.loads((tmp_path / "zero_shot_classifier.json").read_text("utf-8"))["class_names"]
+        == classifier.class_names
+    )
+
+
+def test_trainer_accumulates_gradients_as_it_does_for_any_classifier(tmp_path, tokenizer, images):
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"pixel_values": images[i % 4], "labels": torch.tensor(i % 3)} for i in range(6)]
+
+    def trained_rows(batch_size: int, accumulation: int) -> torch.Tensor:
+        model = reprogrammed(tokenizer, ReprogrammerConfig)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            max_grad_norm=0.0,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            data_seed=0,
+            dataloader_pin_memory=False,
+        )
+        Trainer(ZeroShotClassifier(model, tokenizer, CLASSES), arguments, train_dataset=rows).train()
+        return model.text_model.embeddings.token_embedding.reprogrammer_rows["default"].detach().clone()
+
+    start = reprogrammed(tokenizer, ReprogrammerConfig).text_model.embeddings.token_embedding.reprogrammer_rows[
+        "default"
     ]
+    whole, parts = trained_rows(6, 1), trained_rows(2, 3)
+    assert (whole - start).abs().max() > 1e-3
+    torch.testing.assert_close(parts - start, whole - start, rtol=1e-3, atol=1e-5)
+
+
+def test_zero_shot_logits_of_an_injected_adapter_are_the_bases(tokenizer, images):
+    model = clip()
+    model.requires_grad_(False)
+    with torch.no_grad():
+        expected = ZeroShotClassifier(model, tokenizer, CLASSES).eval()(images).logits
+    model.add_adapter(ReprogrammerConfig.for_classes(CLASSES, tokenizer=tokenizer, init_weights=False), "first")
+    classifier = ZeroShotClassifier(model, tokenizer, CLASSES)
+    for mode in (True, False):
+        classifier.train(mode)
+        adapted = classifier(images).logits
+        torch.testing.assert_close(classifier.zero_shot_logits(images), expected)
+        assert not torch.allclose(adapted, expected, atol=1e-3)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_logits_are_float32_under_autocast_and_the_cache_knows_it(tokenizer, images):
+    classifier = ZeroShotClassifier(reprogrammed(tokenizer), tokenizer, CLASSES).eval()
+    with torch.no_grad():
+        expected = classifier(images).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = classifier(images).logits
+            image, classes = classifier.get_image_features(images).float(), classifier.get_class_features().float()
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, classifier.logit_scale * image @ classes.T)
+        assert torch.equal(classifier(images).logits, expected)
+
+
+def test_text_of_a_frozen_adapter_is_encoded_once_with_gradients_on(tokenizer, images):
+    model = reprogrammed(tokenizer, ReprogrammerConfig).requires_grad_(False)
+    classifier = ZeroShotClassifier(model, tokenizer, CLASSES).eval()
+    calls = count_text_calls(model)
+    for _ in range(3):
+        classifier(images)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("names", [["cat", "cat  "], ["Zebra", "yak"], ["a a a a a a a cat", "a a a a a a a dog"]])
+def test_classes_of_the_same_tokens_are_refused(tokenizer, names):
+    with pytest.raises(ValueError, match=r"same tokens.*Rename"):
+        ZeroShotClassifier(clip(), tokenizer, names)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, -1, 1, 2]])
+def test_labels_outside_the_classes(tokenizer, images, labels):
+    classifier = ZeroShotClassifier(clip(), tokenizer, CLASSES)
+    with pytest.raises(ValueError, match=r"class indices in \[0, 3\)"):
+        classifier(images, torch.tensor(labels))
+
+
+def test_adapter_of_any_name_is_saved_and_several_active_are_refused(tmp_path, tokenizer, images):
+    config = ResidualReprogrammerConfig.for_classes(CLASSES, tokenizer=tokenizer, init_weights=False)
+    model = get_peft_model(clip(), config, adapter_name="first").eval()
+    model.add_adapter("second", config)
+    model.set_adapter("second")
+    classifier = ZeroShotClassifier(model, tokenizer, CLASSES).eval()
+    with torch.no_grad():
+        expected = classifier(images).logits
+        classifier.save_pretrained(tmp_path / "out")
+        loaded = ZeroShotClassifier.from_pretrained(tmp_path / "out", model=clip())
+        assert torch.equal(loaded(images).logits, expected)
+    model.base_model.set_adapter(["first", "second"])
+    with pytest.raises(ValueError, match="set_adapter"):
+        classifier.save_pretrained(tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_adapter_of_another_base_names_the_fix(tmp_path, tokenizer):
+    ZeroShotClassifier(reprogrammed(tokenizer), tokenizer, CLASSES).save_pretrained(tmp_path)
+    text = {**TOWER, "hidden_size": 32, "vocab_size": len(WORDS), "eos_token_id": 3}
+    other = CLIPModel(CLIPConfig(text_config=text, vision_config={**TOWER, "image_size": 32, "patch_size": 8}))
+    with pytest.raises(ValueError, match=r"does not fit this CLIPModel.*pass that base model"):
+        ZeroShotClassifier.from_pretrained(tmp_path, model=other)
