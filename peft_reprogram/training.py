@@ -6,14 +6,10 @@ import hashlib
 import json
 import math
 import os
-import platform
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -21,6 +17,7 @@ import torch
 from torch import nn
 
 from .data import ImageData, ImagePreprocessor, collate, prepare
+from .provenance import command, versions
 
 
 # How the tuners name their two kinds of parameters, which want learning rates of their own.
@@ -46,7 +43,8 @@ class TrainingConfig:
         max_steps (`int`, *optional*):
             Optimiser steps, instead of `epochs`; required for a stream.
         batch_size (`int`, *optional*, defaults to 32):
-            Training images a process and micro-batch.
+            Training images a process and micro-batch. What remains at the end of an epoch and fills no batch of all processes
+            is dropped; the next epoch is shuffled anew. Fewer rows than one batch, or a stream's, are all used.
         eval_batch_size (`int`, *optional*, defaults to 64):
             Validation images a process and batch.
         gradient_accumulation_steps (`int`, *optional*, defaults to 1):
@@ -192,7 +190,7 @@ class TrainingResult:
         seconds (`float`):
             Time in the loop, validation included, interrupted parts of the run too.
         images_per_second (`float`):
-            Training images by that time without validation.
+            Training images that went through the model, by that time without validation.
         trainable_parameters (`int`):
             Numbers that were trained.
         selection (`str`):
@@ -252,7 +250,8 @@ def train(
         resume (`bool`, *optional*, defaults to `False`):
             Continues the run in `output_dir` where there is one.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Discards the run in `output_dir`.
+            Discards the run in `output_dir` and what was made from it: evaluation, calibration, card and pictures. Other
+            files stay.
 
     Returns:
         [`TrainingResult`]: what the run did. `classifier` holds the weights that were kept.
@@ -312,6 +311,7 @@ class _Progress:
     epoch: int = 0
     batch: int = 0  # micro-batches of this epoch that are done
     step: int = 0
+    images: int = 0  # that one process has trained on
     seconds: float = 0.0
     validation_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -515,6 +515,7 @@ class _Run:
                     running += loss.detach().float()
                     batches += 1
                     progress.batch += 1
+                    progress.images += len(batch["labels"])
                     if not accelerator.sync_gradients:
                         continue
                     if not accelerator.optimizer_step_was_skipped:
@@ -643,9 +644,7 @@ class _Run:
 
     def _result(self) -> TrainingResult:
         progress, config = self.progress, self.config
-        images = (
-            progress.step * config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        )
+        images = progress.images * self.accelerator.num_processes
         last = next((entry for entry in reversed(progress.history) if "val_accuracy" in entry), None)
         figures = None if last is None else {"accuracy": last["val_accuracy"], "loss": last["val_loss"]}
         epoch = progress.epoch
@@ -678,8 +677,8 @@ class _Run:
                     "processes": self.accelerator.num_processes,
                     "mixed_precision": self.accelerator.mixed_precision,
                     "device": self.accelerator.device.type,
-                    "command": shlex.join(sys.argv),
-                    "versions": _versions(),
+                    "command": command(),
+                    "versions": versions(),
                 },
             )
 
@@ -722,13 +721,26 @@ class _RunDirectory:
     def open(self, overwrite: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.path / "logs", ignore_errors=True)
-            (self.path / "results.json").unlink(missing_ok=True)
+            self._discard()
         for partial in self.checkpoints.glob(".step-*"):
             shutil.rmtree(partial)
         _write_json(self.path / "run.json", self.identity)
         self.checkpoints.mkdir(exist_ok=True)
+
+    def _discard(self) -> None:
+        """Removes a run and all that was made from it, such as its evaluation, which would pass for the new one's."""
+        from .hub import layout
+
+        if not (self.path / "run.json").is_file():
+            return  # whatever is here, no run left it
+        for folder in (self.checkpoints, self.path / "logs", self.path / ".staging"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for pattern in layout.WRITTEN:
+            for path in self.path.glob(pattern):
+                path.unlink()
+        pictures = self.path / layout.PICTURES
+        if pictures.is_dir() and not any(pictures.iterdir()):
+            pictures.rmdir()
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
@@ -812,11 +824,6 @@ def _make_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
 def _copy_into(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
     for name, value in values.items():
         tensors[name].copy_(value)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("peft-reprogram", "torch", "transformers", "peft", "accelerate", "datasets")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

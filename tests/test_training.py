@@ -408,6 +408,35 @@ def test_a_run_can_be_discarded(finished):
     assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-4"]
 
 
+def test_a_discarded_run_leaves_nothing_that_passes_for_the_new_one(finished):
+    stale = ["README.md", "evaluation.json", "ood_threshold.json", "ood_score.safetensors", "calibration.json",
+             "calibration_score.safetensors", "gamma.json", "adapter_model.safetensors", "adapter_config.json",
+             "pictures/frame.png", "pictures/roc_adapter.png"]  # fmt: skip
+    own = ["notes.md", "evaluation-of-me.json", "pictures/holiday.png", "thesis/README.md"]
+    for name in stale + own:
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).write_text("old")
+    train(make_vit(), Colours(), TrainingConfig(str(finished), epochs=2, **QUIET), overwrite=True)
+    assert [name for name in stale if (finished / name).exists()] == []
+    assert [(finished / name).read_text() for name in own] == ["old"] * len(own)
+    assert (finished / "model.safetensors").is_file()
+
+
+def test_files_that_no_run_left_are_kept(tmp_path):
+    (tmp_path / "README.md").write_text("years of work")
+    (tmp_path / "pictures").mkdir()
+    train(make_vit(), Colours(), TrainingConfig(str(tmp_path), epochs=1, **QUIET), overwrite=True)
+    assert (tmp_path / "README.md").read_text() == "years of work"
+    assert (tmp_path / "pictures").is_dir()
+
+
+@pytest.mark.parametrize(("rows", "images"), [(5, 10), (20, 32)])
+def test_speed_counts_the_images_that_were_seen(tmp_path, rows, images):
+    # 5 rows make one small batch, 20 rows two of 8; the last four are dropped.
+    result = train(make_vit(), Colours(rows), TrainingConfig(str(tmp_path), epochs=2, batch_size=8, **QUIET))
+    assert result.images_per_second * result.seconds == pytest.approx(images, rel=0.02)
+
+
 def test_what_does_not_change_the_result_may_change(finished):
     config = TrainingConfig(str(finished), epochs=1, progress_bar=False, logging_steps=1, keep_checkpoints=5)
     train(make_vit(), Colours(), config, recipe={"shots": 16}, resume=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ..calibration.gamma import GAMMA_FILE
+from ..calibration.pipeline import CALIBRATION_FILE
+from ..calibration.pipeline import SCORE_FILE as CALIBRATION_SCORE
 from ..classifier import CLASSIFIER_FILE
 
 
@@ -44,6 +47,20 @@ READ = {
 }
 # What is published too, for people to look at.
 SHOWN = (CARD,)
+# All that the package and transformers write into an adapter's folder, as patterns. What is not here is somebody's own.
+WRITTEN = (
+    *READ,
+    *SHOWN,
+    CALIBRATION_FILE,
+    CALIBRATION_SCORE,
+    GAMMA_FILE,
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "chat_template.jinja",
+    f"{PICTURES}/frame.png",
+    f"{PICTURES}/shifts.png",
+    f"{PICTURES}/*_adapter.png",
+)
 
 # Weights in a format that runs code when it is opened.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
