@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -91,7 +92,9 @@ def make_card(
     Write the model card of an adapter, with pictures, into its folder.
 
     Everything in it is taken from the adapter: its configuration, the results of training and evaluation that lie beside
-    it, its threshold. Names of classes and data are escaped, never interpreted.
+    it, its threshold. Names of classes and data are escaped, never interpreted. An evaluation of another model, such as an
+    earlier adapter in the same folder, is left out with a warning. It is told by the fingerprint of the model, for which the
+    adapter is loaded; where its base model is not on this machine, by the one that the threshold is bound to, if any.
 
     Args:
         folder (`str` or `Path`): The adapter.
@@ -99,8 +102,8 @@ def make_card(
         license (`str`, *optional*): Its licence as the Hub writes it, such as `"apache-2.0"`.
         results ([`Results`], `str` or `Path`, *optional*): The evaluation, or its file; `evaluation.json` in the folder by
             default.
-        model (`str`, *optional*): Name of the adapter in the results; the folder's name if it is among them, otherwise the
-            last by default.
+        model (`str`, *optional*): Name of the adapter in the results. By default the one with its fingerprint; the folder's
+            name or else the last, where that can't be told.
 
     Returns:
         `huggingface_hub.ModelCard`: As written to `README.md`.
@@ -111,11 +114,10 @@ def make_card(
     from huggingface_hub import ModelCard
 
     contents = check_adapter(folder)
-    evaluation = _load_results(contents, results)
+    evaluation, name = _own_results(contents, _load_results(contents, results), model)
     training = (
         read_settings(contents.folder / layout.TRAINING_RESULTS) if contents.has(layout.TRAINING_RESULTS) else {}
     )
-    name = model or (adapter_name(contents.folder, evaluation) if evaluation else "")
     title = repo_id or contents.folder.resolve().name
     card = ModelCard.from_template(
         _card_data(contents, training, evaluation, name, title, license),
@@ -140,6 +142,38 @@ def _load_results(contents: AdapterContents, results: Union[Results, str, Path, 
     if results is None and not contents.has(layout.EVALUATION_RESULTS):
         return None
     return Results.load(results or contents.folder / layout.EVALUATION_RESULTS)
+
+
+def _own_results(
+    contents: AdapterContents, results: Optional[Results], model: Optional[str]
+) -> tuple[Optional[Results], str]:
+    """The evaluation and the adapter's name in it, unless it is one of other models."""
+    if results is None:
+        return None, ""
+    identity = _identity(contents)
+    own = [name for name, measures in results.models.items() if measures.identity == identity]
+    name = model or (own[0] if own else adapter_name(contents.folder, results))
+    if identity is None or results.measures(name).identity == identity:
+        return results, name
+    warnings.warn(
+        f"the evaluation of {name!r} is not one of the adapter in {contents.folder} (their fingerprints differ: another "
+        "adapter, base model or version), so the card leaves it out. Evaluate it anew: `peft-reprogram evaluate --adapter "
+        f"{contents.folder} --dataset DATA --output {contents.folder / layout.EVALUATION_RESULTS}`.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return None, ""
+
+
+def _identity(contents: AdapterContents) -> Optional[str]:
+    """Fingerprint of the adapter on its base model; `None` if it can't be told here."""
+    from .load import load_classifier
+
+    try:
+        return load_classifier(contents.folder, local_files_only=True, device="cpu").identity
+    except (FileNotFoundError, ValueError):  # its base model isn't here, or is another by now
+        bound = read_settings(contents.folder / layout.THRESHOLD) if contents.has(layout.THRESHOLD) else {}
+        return bound.get("identity")
 
 
 def adapter_name(folder: Path, results: Results) -> str:

@@ -1,12 +1,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
 
 from peft_reprogram.hub import load_classifier, make_card
 from peft_reprogram.hub.card import escape
@@ -175,10 +177,10 @@ def test_whole_card(evaluated):
 
 def test_metadata_are_those_of_results_and_configuration(evaluated, results):
     config = json.loads((evaluated / "adapter_config.json").read_text())
-    (evaluated / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "alice/base"}))
+    (evaluated / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "alice/not-here"}))
     make_card(evaluated, repo_id="alice/adapter", license="apache-2.0")
     data = ModelCard.load(evaluated / "README.md").data
-    assert (data.base_model, data.library_name, data.license) == ("alice/base", "peft", "apache-2.0")
+    assert (data.base_model, data.library_name, data.license) == ("alice/not-here", "peft", "apache-2.0")
     measures = results.measures("adapter")
     found = {(entry.metric_type, entry.dataset_name): entry.metric_value for entry in data.eval_results}
     assert found["auroc", "noise"] == pytest.approx(measures.ood["mcm"]["noise"]["auroc"], abs=1e-6)
@@ -209,7 +211,9 @@ def test_text_of_strangers_is_shown_and_not_interpreted(evaluated, results):
     hostile = ["<script>alert(1)</script>", "[click](http://x)", "`code` | *bold* ![p](q)"]
     content = json.loads((evaluated / "zero_shot_classifier.json").read_text())
     (evaluated / "zero_shot_classifier.json").write_text(json.dumps({**content, "class_names": hostile}))
-    card = make_card(evaluated, repo_id="alice/adapter")
+    (evaluated / "ood_threshold.json").unlink()  # bound to the classes of before, as the evaluation is
+    measures = replace(results.measures("adapter"), identity=load_classifier(evaluated).identity)
+    card = make_card(evaluated, repo_id="alice/adapter", results=replace(results, models={"adapter": measures}))
     rendered = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)
     for tag in ("<script", "<b>", "<i>blots", "<strong", 'href="http://x"', "<em>bold"):
         assert tag not in rendered
@@ -247,3 +251,38 @@ def test_results_of_another_model_are_refused(evaluated, results, tmp_path):
     shutil.move(evaluated / "evaluation.json", tmp_path / "elsewhere.json")
     card = make_card(evaluated, results=tmp_path / "elsewhere.json", model="adapter")
     assert card.data.eval_results
+
+
+def test_an_evaluation_of_an_earlier_adapter_is_left_out(evaluated, results):
+    weights = load_file(evaluated / "adapter_model.safetensors")
+    (evaluated / "ood_threshold.json").unlink()  # bound to the earlier adapter as well
+    save_file({name: tensor + 0.5 for name, tensor in weights.items()}, evaluated / "adapter_model.safetensors")
+    with pytest.warns(
+        UserWarning, match="the evaluation of 'adapter' is not one of the adapter in .*Evaluate it anew"
+    ):
+        card = make_card(evaluated)
+    assert "No evaluation was published" in card.text
+    assert card.data.eval_results is None
+    auroc = results.measures("adapter").ood["mcm"]["noise"]["auroc"]
+    assert f"{100 * auroc:.1f}" not in card.text.split("## Training")[0].split("## Results")[1]
+
+
+def test_an_evaluation_finds_its_adapter_under_any_name(evaluated, results):
+    first, own = results.models.values()
+    renamed = replace(results, models={"run 7": own, "last": first})
+    card = make_card(evaluated, results=renamed)
+    assert "this adapter is the row run 7" in card.text
+
+
+def test_without_the_base_model_the_threshold_tells_whose_the_evaluation_is(evaluated):
+    for name, key, value in (
+        ("adapter_config.json", "base_model_name_or_path", "alice/not-here"),
+        ("ood_threshold.json", "identity", "0" * 32),
+    ):
+        content = json.loads((evaluated / name).read_text())
+        assert key in content
+        (evaluated / name).write_text(json.dumps({**content, key: value}))
+    with pytest.warns(UserWarning, match="their fingerprints differ"):
+        assert make_card(evaluated).data.eval_results is None
+    (evaluated / "ood_threshold.json").unlink()
+    assert make_card(evaluated).data.eval_results
