@@ -67,7 +67,8 @@ def markdown(results: Results) -> str:
         cells = [[_escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + " --- |" * 1 + " ---: |" * (len(table.header) - 1))
-        note = f"\n\n{table.note}" if table.note else ""
+        # The convention in backticks is ours; the rest of a note may name sets, which are anybody's.
+        note = f"\n\n{html_escaping.escape(table.note, quote=False)}" if table.note else ""
         blocks.append(f"### {table.title}\n\n" + "\n".join(lines) + note)
     return "\n\n".join([*blocks, _provenance(results)]) + "\n"
 

@@ -15,6 +15,10 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
+        # mkstemp makes it readable by its owner alone; what is stored is as public as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         yield temporary
         temporary.replace(path)
     finally:

@@ -27,13 +27,16 @@ def finished(tmp_path_factory):
     return folder, done.stdout
 
 
-def test_prints_one_row_for_each_way(finished):
-    _, printed = finished
+def test_prints_what_the_results_hold(finished):
+    folder, printed = finished
+    results = json.loads((folder / "results.json").read_text())
     for name in MODELS:
         row = next(line for line in printed.splitlines() if line.strip().startswith(name + " "))
-        numbers = [float(number) for number in re.findall(r"\d+\.\d", row)]
-        assert len(numbers) == 5
-        assert all(0 <= number <= 100 for number in numbers)
+        model = results["models"][name]
+        accuracies = [shift["accuracy"] for shift in model["shifts"].values()]
+        expected = [model["id"]["accuracy"], sum(accuracies) / 5, min(accuracies)]
+        expected += [model["ood"]["energy"][name]["auroc"] for name in ("letters", "photos")]
+        assert [float(number) for number in re.findall(r"\d+\.\d", row)] == [round(100 * v, 1) for v in expected]
 
 
 def test_results_name_models_sets_and_convention(finished):

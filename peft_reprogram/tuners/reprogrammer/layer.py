@@ -10,11 +10,9 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from ..mixed_batch import BASE
 from .config import ReprogrammerConfig
 from .functional import FrameGeometry, reprogram_pixels, row_deltas
-
-
-BASE = "__base__"
 
 
 class ReprogrammerLayer(nn.Module, BaseTunerLayer):

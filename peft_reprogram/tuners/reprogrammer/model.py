@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, ClassVar, Optional
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..batch_norm import detach_batch_norm_guard, freeze_batch_norm, freeze_batch_norm_on_forward
+from ..mixed_batch import mixed_batch
 from .architectures import find_architecture, is_position_table
 from .config import ReprogrammerConfig, ResidualReprogrammerConfig, check_residual_alpha
-from .layer import BASE, PixelReprogrammer, ReprogrammerLayer, RowReprogrammer
+from .layer import PixelReprogrammer, ReprogrammerLayer, RowReprogrammer
 from .residual import attach_residual, detach_residual
 from .resolution import resolve_config
 
@@ -106,7 +105,7 @@ class ReprogrammerModel(BaseTuner):
         self._after_injection(model, adapter_name)
 
     def _after_injection(self, model: nn.Module, adapter_name: str) -> None:
-        _freeze_batch_norm_on_forward(model)
+        freeze_batch_norm_on_forward(model)
         # Without PeftModel, a model can hold reprogrammers of both kinds, so that each injection concerns the residual.
         residual = {name: c for name, c in self.peft_config.items() if isinstance(c, ResidualReprogrammerConfig)}
         if not residual:
@@ -121,36 +120,13 @@ class ReprogrammerModel(BaseTuner):
         """Set training mode; the statistics of frozen batch normalisation stay what they are."""
         super().train(mode)
         if mode:
-            _freeze_batch_norm(self.model)
+            freeze_batch_norm(self.model)
         return self
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        adapter_names = kwargs.pop("adapter_names", None)
-        if adapter_names is None:
-            yield
-            return
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         layers = [module for module in self.modules() if isinstance(module, ReprogrammerLayer)]
-        if any(layer.merged for layer in layers):
-            raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-        unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
-        if unknown:
-            raise ValueError(
-                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. This model has "
-                f"{sorted(self.peft_config)}, and '{BASE}' names the base model."
-            )
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.enter_context(layer.per_sample(adapter_names))
-            for module in self.modules():
-                if isinstance(module, AuxiliaryTrainingWrapper):
-                    hook = partial(_add_adapter_names, adapter_names=adapter_names)
-                    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-                    stack.callback(handle.remove)
+        with mixed_batch(self, layers, kwargs.pop("adapter_names", None)):
             yield
 
     def merge_adapter(self, adapter_names: Optional[list[str]] = None, safe_merge: bool = False) -> None:
@@ -170,7 +146,7 @@ class ReprogrammerModel(BaseTuner):
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
         detach_residual(model)
-        _detach_batch_norm_guard(model)
+        detach_batch_norm_guard(model)
         return model
 
     def _check_mergeable(self, adapter_names: Optional[list[str]]) -> None:
@@ -255,36 +231,3 @@ def set_residual_alpha(model: nn.Module, alpha: float, adapter_name: Optional[st
         for module in model.modules():
             if isinstance(module, ReprogrammerLayer) and name in module.reprogrammer_alpha:
                 module.reprogrammer_alpha[name] = alpha
-
-
-def _add_adapter_names(module: nn.Module, args: tuple, kwargs: dict, adapter_names: list[str]) -> tuple[tuple, dict]:
-    return args, {**kwargs, "adapter_names": adapter_names}
-
-
-def _freeze_batch_norm(model: nn.Module) -> None:
-    # Training mode would move the running statistics, i.e. change the base model that is to stay frozen.
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
-
-
-class _BatchNormGuard:
-    """Forward pre-hook: models with an injected adapter have no `train()` of ours that could keep batch norm frozen."""
-
-    def __call__(self, module: nn.Module, args: tuple) -> None:
-        if module.training and not torch.compiler.is_compiling():
-            _freeze_batch_norm(module)
-
-
-def _freeze_batch_norm_on_forward(model: nn.Module) -> None:
-    _detach_batch_norm_guard(model)
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        model.register_forward_pre_hook(_BatchNormGuard())
-
-
-def _detach_batch_norm_guard(model: nn.Module) -> None:
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, _BatchNormGuard):
-            del model._forward_pre_hooks[key]

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ..mixed_batch import BASE
 from .architectures import Architecture, Tower
-from .layer import BASE, ReprogrammerLayer
+from .layer import ReprogrammerLayer
 
 
 class ResidualState:
