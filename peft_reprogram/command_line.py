@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import yaml
 
 
-def parse_config(kinds: Sequence[type], arguments: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
+def parse_config(
+    kinds: Sequence[type], arguments: Sequence[str], description: str | None = None, usage: str | None = None
+) -> tuple[Any, ...]:
     """
     Makes dataclasses from flags and the configuration file that `--config` may name.
 
@@ -21,18 +24,27 @@ def parse_config(kinds: Sequence[type], arguments: Sequence[str], description: s
         kinds (`Sequence[type]`): The dataclasses; a field's `help` metadata documents its flag.
         arguments (`Sequence[str]`): The command line without the program's name.
         description (`str`, *optional*): What `--help` says of the program.
+        usage (`str`, *optional*): The line that precedes `--help` and the message about a missing or malformed flag; the usage
+            of all flags, by default, pushes that message off the screen.
 
     Returns:
         `tuple`: One instance of each kind.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file isn't a YAML mapping, has unknown keys, or a value is out of range.
+        ValueError: If the file isn't a YAML mapping, has unknown keys, a flag is unknown, or a value is out of range.
+        SystemExit: If a required flag is missing, or a value malformed, which is printed.
     """
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(tuple(kinds), description=description, add_help=False, allow_abbrev=False)  # type: ignore[arg-type]
-    parser.register("type", dict[str, Any], json.loads)
+    parser = HfArgumentParser(
+        tuple(kinds),  # type: ignore[arg-type]
+        description=description,
+        usage=usage,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.register("type", dict[str, Any], _json_object)
     parser.add_argument("--config", default=None, help="A YAML file with the names of these flags as keys.")
     parser.add_argument("-h", "--help", action="help", help="Shows this and exits.")
     finder = HfArgumentParser((), add_help=False, allow_abbrev=False)  # type: ignore[arg-type]
@@ -40,7 +52,11 @@ def parse_config(kinds: Sequence[type], arguments: Sequence[str], description: s
     file = finder.parse_known_args(list(arguments))[0].config
     known = [item.name for kind in kinds for item in dataclasses.fields(kind)]
     from_file = [] if file is None else _as_flags(_read(Path(file), known))
-    *made, _ = parser.parse_args_into_dataclasses([*from_file, *arguments], look_for_args_file=False)
+    *made, _, unknown = parser.parse_args_into_dataclasses(
+        [*from_file, *arguments], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"unknown arguments {' '.join(unknown)}; the known flags are --{', --'.join(known)}.")
     return tuple(made)
 
 
@@ -57,6 +73,16 @@ def _read(path: Path, known: list[str]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{path} has unknown keys {unknown}; the known ones are {', '.join(known)}.")
     return dict(content)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be a JSON object such as '{{\"name\": 1}}', got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"must be a JSON object such as '{{\"name\": 1}}', got {text!r}")
+    return value
 
 
 def _as_flags(content: dict[str, Any]) -> list[str]:

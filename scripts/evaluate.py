@@ -32,6 +32,7 @@ from peft_reprogram.ood.storage import replacing
 from peft_reprogram.shift import list_corruptions
 
 
+USAGE = "evaluate.py --dataset DATA (--adapter ADAPTER ... | --model MODEL) [--config FILE] [more flags, see --help]"
 ALL = "all"
 
 
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> Results:
     Returns:
         [`Results`]: With every model that was measured.
     """
-    (config,) = parse_config((EvaluationConfig,), arguments, __doc__)
+    (config,) = parse_config((EvaluationConfig,), arguments, __doc__, USAGE)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     results: Results | None = None
     for name, predictor, folder in _models(config):
@@ -170,7 +171,10 @@ def _models(config: EvaluationConfig) -> Iterator[tuple[str, Predictor, Optional
     """
     if not config.adapter:
         assert config.model is not None
-        model, tokenizer = AutoModel.from_pretrained(config.model), AutoTokenizer.from_pretrained(config.model)
+        try:
+            model, tokenizer = AutoModel.from_pretrained(config.model), AutoTokenizer.from_pretrained(config.model)
+        except OSError as error:  # whose message doesn't name the model without a connection
+            raise FileNotFoundError(f"the model {config.model!r} cannot be loaded: {error}") from error
         names = _load(config, config.dataset, "test").class_names
         assert names is not None
         classifier = ZeroShotClassifier(model, tokenizer, names, config.template)
@@ -279,7 +283,8 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)
-    except (FileNotFoundError, TypeError, ValueError) as error:
+    # transformers answers a name that it doesn't find with a plain OSError
+    except (OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}" if PartialState().is_main_process else 1)
     finally:
         PartialState().destroy_process_group()

@@ -10,32 +10,25 @@ A configuration file holds the same names as the flags; flags win over the file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-    HfArgumentParser,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoTokenizer, set_seed
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier
+from peft_reprogram.command_line import parse_config
 from peft_reprogram.data import ImageData, ImagePreprocessor, few_shot, load_image_data, train_validation_split
+from peft_reprogram.hub import PushError, push_to_hub
 from peft_reprogram.training import TrainingConfig, TrainingResult, train
 
 
+USAGE = "train.py --model MODEL --dataset DATA --output_dir DIR [--config FILE] [more flags, see --help]"
 METHODS = {"reprogrammer": ReprogrammerConfig, "residual_reprogrammer": ResidualReprogrammerConfig}
 
 
@@ -96,44 +89,17 @@ class TaskConfig:
 
 @dataclass
 class RunConfig:
-    """How to treat a run that is there already."""
+    """How to treat a run that is there already, and where to publish what came out."""
 
     resume: bool = field(default=False, metadata={"help": "Continues the run in output_dir, if there is one."})
     overwrite: bool = field(default=False, metadata={"help": "Discards the run in output_dir."})
-
-
-def parse_arguments(arguments: list[str]) -> tuple[TaskConfig, TrainingConfig, RunConfig]:
-    """
-    Reads flags and the configuration file that they may name.
-
-    Args:
-        arguments (`list[str]`): The command line without the program's name.
-
-    Returns:
-        `tuple[TaskConfig, TrainingConfig, RunConfig]`: the configuration.
-
-    Raises:
-        ValueError: if a value is out of range or a key of the file is unknown.
-    """
-    kinds = (TaskConfig, TrainingConfig, RunConfig)
-    # The usage of all flags would push the mistake that it precedes off the screen.
-    usage = "train.py --model MODEL --dataset DATA --output_dir DIR [--config FILE] [more flags, see --help]"
-    parser = HfArgumentParser(kinds, usage=usage, add_help=False)  # type: ignore[arg-type]
-    parser.register("type", dict[str, Any], _json_object)
-    parser.add_argument("--config", default=None, help="A YAML file with the names of these flags as keys.")
-    parser.add_argument("-h", "--help", action="help", help="Shows this and exits.")
-    # The file becomes flags before the given ones: it is checked as they are, and the later of two wins.
-    file_parser = HfArgumentParser((), add_help=False, allow_abbrev=False)
-    file_parser.add_argument("--config", default=None)
-    file = file_parser.parse_known_args(arguments)[0].config
-    known = [item.name for kind in kinds for item in dataclasses.fields(kind)]
-    flags = [] if file is None else _file_flags(Path(file), known)
-    task, training, run, _, unknown = parser.parse_args_into_dataclasses(
-        [*flags, *arguments], return_remaining_strings=True, look_for_args_file=False
+    push_to_hub: Optional[str] = field(
+        default=None, metadata={"help": "Publishes the adapter with its card in this repository, e.g. user/adapter."}
     )
-    if unknown:
-        raise ValueError(f"unknown arguments {' '.join(unknown)}. The known flags are --{', --'.join(known)}.")
-    return task, training, run
+    hub_private: bool = field(default=False, metadata={"help": "Makes that repository private, if it is new."})
+    hub_base_model: Optional[str] = field(
+        default=None, metadata={"help": "The base model's name on the Hub, if `model` is a folder."}
+    )
 
 
 def load_data(task: TaskConfig, seed: int) -> tuple[ImageData, ImageData | None]:
@@ -200,7 +166,8 @@ def build_classifier(task: TaskConfig, class_names: list[str], preprocess: Image
         model = AutoModel.from_pretrained(task.model, revision=task.model_revision)
         tokenizer = AutoTokenizer.from_pretrained(task.model, revision=task.model_revision)
         adapter = make_config.for_classes(class_names, task.template, tokenizer=tokenizer, **common)
-        return ZeroShotClassifier(get_peft_model(model, adapter), tokenizer, class_names, task.template)
+        adapted = get_peft_model(model, adapter, revision=task.model_revision)
+        return ZeroShotClassifier(adapted, tokenizer, class_names, task.template)
 
     labels = dict(enumerate(class_names))
     if not (_has_head(config) and config.id2label == labels):
@@ -215,12 +182,13 @@ def build_classifier(task: TaskConfig, class_names: list[str], preprocess: Image
         common = {"modules_to_save": heads, **common}
     else:
         model = AutoModelForImageClassification.from_pretrained(task.model, revision=task.model_revision)
-    return get_peft_model(model, make_config.for_classes(class_names, task.template, **common))
+    adapter = make_config.for_classes(class_names, task.template, **common)
+    return get_peft_model(model, adapter, revision=task.model_revision)
 
 
 def main(arguments: list[str]) -> TrainingResult:
     """
-    Trains as the command line says.
+    Trains, and publishes if asked, as the command line says.
 
     Args:
         arguments (`list[str]`): The command line without the program's name.
@@ -228,7 +196,11 @@ def main(arguments: list[str]) -> TrainingResult:
     Returns:
         [`TrainingResult`]: what the run did.
     """
-    task, training_config, run = parse_arguments(arguments)
+    task, training_config, run = parse_config((TaskConfig, TrainingConfig, RunConfig), arguments, __doc__, USAGE)
+    if run.push_to_hub is not None and run.hub_base_model is None and Path(task.model).is_dir():
+        raise ValueError(
+            f"others cannot load the base model {task.model}, a folder: give its name on the Hub as `hub_base_model`."
+        )
     # Processes without accelerators find each other too, which Accelerate otherwise leaves to a variable.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     set_seed(training_config.seed)
@@ -238,7 +210,7 @@ def main(arguments: list[str]) -> TrainingResult:
         training, validation = load_data(task, training_config.seed)
         assert training.class_names is not None
         classifier = build_classifier(task, training.class_names, preprocess)
-    return train(
+    result = train(
         classifier,
         training,
         training_config,
@@ -248,34 +220,16 @@ def main(arguments: list[str]) -> TrainingResult:
         resume=run.resume,
         overwrite=run.overwrite,
     )
-
-
-def _file_flags(path: Path, known: list[str]) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}.")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold `name: value` lines, not a {type(content).__name__}.")
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        raise ValueError(f"{path} has unknown keys {unknown}. The known ones are {', '.join(known)}.")
-    flags = []
-    for key, value in content.items():
-        if value is None or value == []:
-            continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{key}", *map(str, values)]
-    return flags
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"must be a JSON object, got {text}.")
-    return value
+    PartialState().print(_summary(result, training_config.output_dir))
+    if run.push_to_hub is not None and PartialState().is_main_process:
+        url = push_to_hub(
+            training_config.output_dir,
+            run.push_to_hub,
+            base_model=run.hub_base_model or task.model,
+            private=run.hub_private or None,
+        )
+        print(f"Published: {url}")
+    return result
 
 
 def _has_head(config: Any) -> bool:
@@ -292,11 +246,11 @@ def _summary(result: TrainingResult, output_dir: str) -> str:
 
 if __name__ == "__main__":
     try:
-        outcome = main(sys.argv[1:])
+        main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)
-    except (FileExistsError, FileNotFoundError, FloatingPointError, TypeError, ValueError) as error:
+    # transformers answers a name that it doesn't find with a plain OSError
+    except (FloatingPointError, OSError, PushError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}" if PartialState().is_main_process else 1)
     finally:
         PartialState().destroy_process_group()
-    PartialState().print(_summary(outcome, parse_arguments(sys.argv[1:])[1].output_dir))

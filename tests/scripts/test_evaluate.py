@@ -225,6 +225,29 @@ def test_mistakes_are_answered_in_one_line(base):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_mistyped_model_is_answered_without_traceback(data):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(SCRIPT), "--model", "nobody/no-such-model", "--dataset", f"{data}/id"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert "error: " in ended.stderr
+    assert "nobody/no-such-model" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_missing_flag_is_named_on_one_screen(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--model", "x"])
+    message = capsys.readouterr().err
+    assert "required: --dataset" in message
+    assert len(message.splitlines()) < 5
+
+
+def test_unknown_flags_are_answered_with_the_known_ones(script):
+    with pytest.raises(ValueError, match=r"unknown arguments --score msp; the known flags are --dataset, --adapter"):
+        script.main(["--model", "x", "--dataset", "y", "--score", "msp"])
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_real_model_is_as_good_as_its_card_says(script, shared):

@@ -27,6 +27,11 @@ from transformers import (
 )
 
 from peft_reprogram import ZeroShotClassifier
+from peft_reprogram.command_line import parse_config
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import HubServer
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -161,8 +166,40 @@ def test_a_classifier_gets_a_new_head_for_new_classes(script, colours, tmp_path)
 def test_shipped_configurations_hold_known_keys(script, clip, colours, tmp_path):
     for file in (SCRIPT.parent / "configs").glob("train_*.yaml"):
         more = ["--model", clip, "--dataset", colours, "--output_dir", str(tmp_path / "out")]
-        task, training, _ = script.parse_arguments(["--config", str(file), *more])
+        kinds = (script.TaskConfig, script.TrainingConfig, script.RunConfig)
+        task, training, _ = parse_config(kinds, ["--config", str(file), *more])
         assert (task.model, training.output_dir) == (clip, str(tmp_path / "out"))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_a_trained_adapter_is_published_with_the_revision_of_its_base(script, clip, colours, tmp_path, hub, capsys):
+    hub_flags = ("--push_to_hub", "alice/colours", "--hub_private", "--hub_base_model", "alice/not-here")
+    script.main(flags(clip, colours, tmp_path / "out", "--epochs", 1, "--model_revision", "v1", *hub_flags))
+    files = hub.files("alice/colours")
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("alice/not-here", "v1")
+    assert files["adapter_model.safetensors"] == (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    assert b"base_model: alice/not-here" in files["README.md"]
+    assert hub.repositories["model", "alice/colours"].private
+    assert "Published: http" in capsys.readouterr().out
+
+
+def test_a_base_model_that_others_lack_is_refused_before_training(script, clip, colours, tmp_path):
+    with pytest.raises(ValueError, match="give its name on the Hub as `hub_base_model`"):
+        script.main(flags(clip, colours, tmp_path / "out", "--push_to_hub", "alice/colours"))
+    assert not (tmp_path / "out").exists()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -171,8 +208,8 @@ def test_shipped_configurations_hold_known_keys(script, clip, colours, tmp_path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("learning_rate: 1", r"unknown keys \['learning_rate'\]. The known ones are model, dataset"),
-        ("- model", "must hold `name: value` lines, not a list"),
+        ("learning_rate: 1", r"unknown keys \['learning_rate'\]; the known ones are model, dataset"),
+        ("- model", "must hold lines of `name: value`, not a list"),
         ("a: [", "is no YAML"),
         ("method: lora9", "no method 'lora9'. Choose one of reprogrammer"),
         ("epochs: 0", "`epochs` must be at least 1"),
@@ -195,7 +232,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(script, clip, c
 
 def test_unknown_flags_are_answered_with_the_known_ones(script, clip, colours, tmp_path):
     with pytest.raises(
-        ValueError, match=r"unknown arguments --learning_rate 1. The known flags are --model, --dataset"
+        ValueError, match=r"unknown arguments --learning_rate 1; the known flags are --model, --dataset"
     ):
         script.main(flags(clip, colours, tmp_path / "out", "--learning_rate", "1"))
 
@@ -206,6 +243,26 @@ def test_a_missing_flag_is_named_on_one_screen(script, clip, capsys):
     message = capsys.readouterr().err
     assert "required: --dataset, --output_dir" in message
     assert len(message.splitlines()) < 5
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", "{gamma: 2"])
+def test_options_that_are_no_json_object_are_shown(script, clip, colours, tmp_path, capsys, value):
+    with pytest.raises(SystemExit):
+        script.main(flags(clip, colours, tmp_path / "out", "--objective_options", value))
+    message = capsys.readouterr().err
+    assert "objective-options: must be a JSON object such as" in message
+    assert value in message
+
+
+def test_a_mistyped_model_is_answered_without_traceback(colours, tmp_path):
+    command = [sys.executable, str(SCRIPT), *flags("nobody/no-such-model", colours, tmp_path / "out")]
+    done = subprocess.run(
+        command, env={**environment(tmp_path), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "nobody/no-such-model" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_data_set_is_named(script, clip, tmp_path):
