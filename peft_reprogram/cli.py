@@ -51,16 +51,6 @@ def evaluate(context: typer.Context) -> None:
     _run_script("evaluate", context.args)
 
 
-@app.command(context_settings=FORWARDED)
-def benchmark(context: typer.Context) -> None:
-    """
-    Compare strategies on models, data sets and seeds.
-
-    Example: peft-reprogram benchmark --config bench.yaml
-    """
-    _run_script("benchmark", context.args)
-
-
 @app.command()
 def predict(
     adapter: Adapter,

@@ -13,7 +13,7 @@ from peft_reprogram.hub import load_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
-COMMANDS = ["train", "evaluate", "benchmark", "predict", "push", "card", "doctor", "push-metrics", "app"]
+COMMANDS = ["train", "evaluate", "predict", "push", "card", "doctor", "push-metrics", "app"]
 
 
 def run(*arguments, code: int = 0) -> str:
@@ -32,7 +32,7 @@ def test_every_command_is_listed_and_has_an_example():
     for name, command in registered.items():
         assert name in overview
         assert re.search(rf"Example: peft-reprogram {name}\b", command.callback.__doc__)
-        if name not in ("train", "evaluate", "benchmark"):
+        if name not in ("train", "evaluate"):
             assert f"Example: peft-reprogram {name}" in " ".join(run(name, "--help").split())
 
 
