@@ -202,11 +202,9 @@ def _explained_errors() -> Iterator[None]:
 
 
 def _run_script(name: str, arguments: list[str]) -> None:
-    # In an installed package the scripts lie inside it, in a checkout beside it.
-    package = Path(__file__).parent
-    candidates = [folder / "scripts" / f"{name}.py" for folder in (package, package.parent)]
-    script = next((path for path in candidates if path.is_file()), None)
-    if script is None:
+    # Beside the package in a checkout; an installed package comes without them.
+    script = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    if not script.is_file():
         typer.echo(
             f"error: the script {name}.py is not installed. Run it from a checkout: python scripts/{name}.py", err=True
         )
