@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel
 
-from .tuner_types import TUNERS, adapted
+from .tuner_types import TUNERS, Case
 from .zoo import CORE, FURTHER, ZooModel
 
 
@@ -22,26 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(mark)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tuner type on a model of the zoo."""
-
-    tuner: str
-    model: ZooModel
-
-    def __str__(self) -> str:
-        return f"{self.tuner}-{self.model.name}"
-
-    def config(self, **fields: Any) -> PeftConfig:
-        return TUNERS[self.tuner](self.model, **fields)
-
-    def adapted(self, adapter_name: str = "default", **fields: Any) -> PeftModel:
-        return adapted(self.model, self.config(**fields), adapter_name)
-
-    def base_output(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.predict(self.model.build(), inputs)
 
 
 def _cases(models: dict[str, ZooModel]) -> list[Case]:

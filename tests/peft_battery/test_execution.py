@@ -12,7 +12,7 @@ from torch import nn
 
 from peft_reprogram import ZeroShotClassifier
 
-from .tuner_types import adapter_parameters, randomize
+from .tuner_types import TUNERS, Case, adapted, adapter_parameters, randomize
 from .zoo import CORE
 
 
@@ -98,9 +98,20 @@ class _Tokenizer:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def test_the_reprogrammed_classifier_exports_and_compiles(text_case):
+TEXT_IMAGE = [
+    pytest.param(
+        Case(tuner, model), id=f"{tuner}-{model.name}", marks=() if model.name == "clip" else pytest.mark.slow
+    )
+    for model in CORE.values()
+    for tuner in TUNERS
+    if model.has_text
+]
+
+
+@pytest.mark.parametrize("case", TEXT_IMAGE)
+def test_the_reprogrammed_classifier_exports_and_compiles(case):
     torch._dynamo.reset()
-    case, pixel_values = text_case, text_case.model.inputs()["pixel_values"]
+    pixel_values = case.model.inputs()["pixel_values"]
     classifier = ZeroShotClassifier(case.adapted(), _Tokenizer(), ["cat", "dog", "bird"]).eval()
     with torch.no_grad():
         expected = classifier(pixel_values).logits
@@ -129,8 +140,6 @@ def test_quantized_bases(one_of_each_kind, bits, tmp_path):
 
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_moving_rounds_no_normalisation(name):
-    from .tuner_types import TUNERS, adapted
-
     for config in TUNERS.values():
         model = adapted(CORE[name], config(CORE[name]))
         constants = {key: value.clone() for key, value in model.named_buffers() if "reprogrammer_" in key}

@@ -83,11 +83,11 @@ def test_gradient_checkpointing(case, reentrant):
         pytest.skip(f"{type(base).__name__} has no gradient checkpointing")
     if reentrant:
         try:
-            embeddings = base.get_input_embeddings()
+            base.enable_input_require_grads()
         except NotImplementedError:
             pytest.skip(f"{type(base).__name__} of transformers 4 can't be prepared for it, whatever the method")
         if case.model.name == "swin":
-            pytest.skip(f"PEFT's preparation expects a tensor of the {type(embeddings).__name__}, whatever the method")
+            pytest.skip("PEFT's preparation expects embeddings that return a tensor, whatever the method")
     inputs = case.model.inputs()
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:

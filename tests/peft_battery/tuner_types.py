@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,3 +74,23 @@ def adapted(model: ZooModel, config: PeftConfig, adapter_name: str = "default", 
     peft_model = get_peft_model(model.build(), config, adapter_name=adapter_name, **kwargs).eval()
     randomize(peft_model, adapter_name)
     return peft_model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tuner type on a model of the zoo."""
+
+    tuner: str
+    model: ZooModel
+
+    def __str__(self) -> str:
+        return f"{self.tuner}-{self.model.name}"
+
+    def config(self, **fields: Any) -> PeftConfig:
+        return TUNERS[self.tuner](self.model, **fields)
+
+    def adapted(self, adapter_name: str = "default", **fields: Any) -> PeftModel:
+        return adapted(self.model, self.config(**fields), adapter_name)
+
+    def base_output(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.predict(self.model.build(), inputs)
