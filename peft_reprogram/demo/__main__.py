@@ -17,6 +17,10 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a tenth of the training, to see that everything runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and training (default: %(default)s)")
     args = parser.parse_args()
+    import torch
+
+    # A model this small is slowed down by threads that wait for each other.
+    torch.set_num_threads(1)
     run = run_demo(args.output_dir, short=args.short, seed=args.seed)
     print(f"\n{summary(run)}\n")
     print(f"{run.seconds:.0f} s. Pictures and all numbers: {Path(args.output_dir) / 'report.html'}")
