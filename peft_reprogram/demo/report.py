@@ -137,7 +137,7 @@ def _summary_table(run: DemoRun) -> str:
         name: [get(measures) for get in columns.values()] for name, measures in run.results.models.items()
     }
     best = [max(row[i] for row in values.values()) for i in range(len(columns))]
-    head = "".join(f"<th>{title}</th>" for title in ("", *columns, "trained numbers", "stored"))
+    head = "".join(f"<th>{title}</th>" for title in ("", *columns, "trained", "stored"))
     rows = []
     for name, row in values.items():
         cells = "".join(

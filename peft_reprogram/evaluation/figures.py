@@ -150,7 +150,7 @@ def shift_bars(results: Results) -> Figure:
     axes.set_xticks(range(len(sets)), sets)
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     if len(results.models) > 1:
-        axes.legend(fontsize="small", ncols=2)
+        figure.legend(loc="outside upper center", fontsize="small", ncols=3)
     else:
         axes.set_title(next(iter(results.models)))
     return figure
