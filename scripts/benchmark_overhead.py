@@ -46,7 +46,10 @@ def build_base(device: str, dtype: torch.dtype) -> Any:
 def build(method: str, device: str, dtype: torch.dtype) -> Any:
     """The trainable (or plain) model of a method."""
     base = build_base(device, dtype)
-    rows: dict[str, Any] = {"token_indices": list(range(320, 320 + CLASSES + 6)), "position_indices": list(range(PROMPT_LENGTH))}
+    rows: dict[str, Any] = {
+        "token_indices": list(range(320, 320 + CLASSES + 6)),
+        "position_indices": list(range(PROMPT_LENGTH)),
+    }
     if method == "base":
         return base.requires_grad_(False)
     if method == "full":
