@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -28,6 +28,9 @@ SHUFFLE_BUFFER = 1_000
 
 # What may change between an interrupted run and its continuation without changing its result.
 FREE_TO_CHANGE = {"output_dir", "checkpoint_steps", "keep_checkpoints", "num_workers", "trackers", "progress_bar"}
+
+# What `train` calls before each epoch: epoch, optimiser, learning-rate scheduler, mini-batches to look at.
+EpochHook = Callable[[int, torch.optim.Optimizer, Any, Iterable[dict[str, torch.Tensor]]], None]
 
 
 @dataclass
@@ -222,6 +225,7 @@ def train(
     validation: ImageData | torch.utils.data.Dataset | None = None,
     recipe: Mapping[str, Any] | None = None,
     parameter_groups: list[dict[str, Any]] | None = None,
+    on_epoch_start: EpochHook | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
@@ -247,6 +251,13 @@ def train(
             run of another recipe is not continued.
         parameter_groups (`list[dict]`, *optional*):
             The optimiser's parameter groups, instead of one each for frame, text and the rest.
+        on_epoch_start (`Callable`, *optional*):
+            `(epoch, optimizer, scheduler, batches) -> None`, called in every process before the first step of each epoch
+            (counted from 0). It may change `scheduler.base_lrs`, which hold from that step on and are multiplied by what
+            the scheduler makes of them, and `optimizer.state`; both are part of a checkpoint, so that a run that goes on
+            amid an epoch does not call it again. `batches` gives mini-batches of training images on the model's device,
+            anew each time it is iterated, the same in every process; reading them changes nothing of the run. The model
+            is in training mode. Not for a stream.
         resume (`bool`, *optional*, defaults to `False`):
             Continues the run in `output_dir` where there is one.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -261,9 +272,9 @@ def train(
         FloatingPointError: if the loss is no longer a number.
         ValueError: if arguments do not fit each other.
     """
-    return _Run(classifier, data, config, preprocess, validation, recipe or {}, parameter_groups).execute(
-        resume, overwrite
-    )
+    return _Run(
+        classifier, data, config, preprocess, validation, recipe or {}, parameter_groups, on_epoch_start
+    ).execute(resume, overwrite)
 
 
 def default_parameter_groups(classifier: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -319,7 +330,7 @@ class _Progress:
 
 
 class _Run:
-    def __init__(self, classifier, data, config, preprocess, validation, recipe, parameter_groups):
+    def __init__(self, classifier, data, config, preprocess, validation, recipe, parameter_groups, on_epoch_start):
         from accelerate import Accelerator, DataLoaderConfiguration
         from accelerate.state import AcceleratorState
         from accelerate.utils import ProjectConfiguration, set_seed
@@ -336,6 +347,10 @@ class _Run:
         streaming = isinstance(data, ImageData) and data.streaming
         if streaming and config.max_steps is None:
             raise ValueError("a stream has no length to make epochs of: give `max_steps`.")
+        if streaming and on_epoch_start is not None:
+            raise ValueError("a stream has no epochs, so `on_epoch_start` would not be called: load the data whole.")
+        self.data = data
+        self.on_epoch_start: EpochHook | None = on_epoch_start
         _set_objective(classifier, config)
         _check_trackers(config.trackers)
 
@@ -499,6 +514,8 @@ class _Run:
         with bar:
             while progress.step < self.total_steps:
                 self._set_train_mode()
+                if self.on_epoch_start is not None and progress.batch == 0:
+                    self._start_epoch(self.on_epoch_start)
                 self.loader.set_epoch(progress.epoch)
                 # The rest of the epoch, where a continuation begins amid one.
                 batches_left = (
@@ -546,6 +563,17 @@ class _Run:
                 progress.seconds = time.perf_counter() - started
                 if saves:
                     self._checkpoint()
+
+    def _start_epoch(self, hook: EpochHook) -> None:
+        scheduler = self.scheduler
+        hook(self.progress.epoch, self.optimizer.optimizer, scheduler, _EpochBatches(self))
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            # The scheduler itself would apply new base rates only after the next step.
+            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = rates
 
     def _set_train_mode(self) -> None:
         self.model.train()
@@ -681,6 +709,28 @@ class _Run:
                     "versions": versions(),
                 },
             )
+
+
+class _EpochBatches:
+    """Mini-batches to look at before an epoch. Not those of the run's loader, whose position and shares they would shift."""
+
+    def __init__(self, run: _Run):
+        self.run = run
+        self.seed = run.config.seed + run.progress.epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        run = self.run
+        dataset = run._prepared(run.data)
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=min(run.config.batch_size, len(dataset)),
+            shuffle=True,
+            drop_last=True,
+            collate_fn=collate,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for batch in loader:
+            yield {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
 
 
 class _RunDirectory:

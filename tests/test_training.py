@@ -552,6 +552,105 @@ def test_unprepared_images_need_a_preprocessor_and_labels(tmp_path, parquet, pre
         train(make_reprogrammer(), unlabelled, TrainingConfig(str(tmp_path)), preprocess)
 
 
+# --- what is done before each epoch --------------------------------------------------------------------------------
+
+
+def one_group_each(classifier, rate):
+    return [{"params": [p], "lr": rate} for p in classifier.parameters() if p.requires_grad]
+
+
+def test_base_rates_set_before_an_epoch_hold_from_its_first_step(tmp_path):
+    calls = []
+
+    def halve(epoch, optimizer, scheduler, batches):
+        calls.append((epoch, optimizer.param_groups[0]["lr"]))
+        scheduler.base_lrs = [0.01 * 0.5**epoch] * len(scheduler.base_lrs)
+
+    classifier = make_vit()
+    config = TrainingConfig(str(tmp_path), epochs=3, batch_size=10, lr_scheduler="linear", warmup_steps=0, **QUIET)
+    result = train(
+        classifier, Colours(), config, parameter_groups=one_group_each(classifier, 1.0), on_epoch_start=halve
+    )
+    assert [epoch for epoch, _ in calls] == [0, 1, 2]
+    # Recorded after each of the 6 steps: the base rate of its epoch, times what is left of the linear decline.
+    rates = [entry["lr_0"] for entry in result.history]
+    expected = [0.01 * 0.5 ** (step // 2) * (6 - step - 1) / 6 for step in range(6)]
+    assert rates == pytest.approx(expected)
+    # A tensor whose base rate is 0 from the first step on never moves.
+    frozen = make_vit()
+    before = trained(frozen)
+
+    def freeze(epoch, optimizer, scheduler, batches):
+        scheduler.base_lrs = [0.0] * len(scheduler.base_lrs)
+
+    config = TrainingConfig(str(tmp_path / "frozen"), epochs=1, batch_size=10, warmup_steps=0, **QUIET)
+    train(frozen, Colours(), config, parameter_groups=one_group_each(frozen, 1.0), on_epoch_start=freeze)
+    assert equal(trained(frozen), before)
+
+
+def test_batches_looked_at_before_an_epoch_leave_the_run_as_it_is(tmp_path):
+    seen = []
+
+    def look(epoch, optimizer, scheduler, batches):
+        twice = [[batch["labels"].tolist() for batch in batches] for _ in range(2)]
+        assert twice[0] == twice[1]
+        seen.append(twice[0])
+
+    config = {"epochs": 2, "batch_size": 6, "lr": 0.01, **QUIET}
+    expected = train(make_vit(hidden_dropout_prob=0.2), Colours(), TrainingConfig(str(tmp_path / "a"), **config))
+    result = train(
+        make_vit(hidden_dropout_prob=0.2),
+        Colours(),
+        TrainingConfig(str(tmp_path / "b"), **config),
+        on_epoch_start=look,
+    )
+    assert result.history == expected.history
+    assert [len(epoch) for epoch in seen] == [3, 3]
+    assert all(len(labels) == 6 for epoch in seen for labels in epoch)
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("interrupt_at", [33, 60, 71])
+def test_a_run_with_rates_of_its_gradients_continues_to_the_same_result(tmp_path, interrupt_at):
+    # 20 images to look at before each epoch and 20 to train on, in batches of 4.
+    def run(name, **options):
+        classifier = make_vit(hidden_dropout_prob=0.2)
+
+        def measure(epoch, optimizer, scheduler, batches):
+            first, second, *_ = batches
+            parameters = [group["params"][0] for group in optimizer.param_groups]
+            loss = classifier(**first).loss + classifier(**second).loss
+            norms = [gradient.norm().item() for gradient in torch.autograd.grad(loss, parameters)]
+            scheduler.base_lrs = [0.01 * norm / max(norms) for norm in norms]
+            if epoch == 2:
+                optimizer.state.clear()
+
+        result = train(
+            classifier,
+            options.pop("data", Colours()),
+            TrainingConfig(str(tmp_path / name), epochs=3, batch_size=4, checkpoint_steps=2, **QUIET),
+            parameter_groups=one_group_each(classifier, 0.01),
+            on_epoch_start=measure,
+            **options,
+        )
+        return result.history, trained(classifier)
+
+    expected = run("a")
+    with pytest.raises(KeyboardInterrupt):
+        run("b", data=Colours(interrupt_at=interrupt_at))
+    torch.manual_seed(99)
+    history, weights = run("b", resume=True)
+    assert history == expected[0]
+    assert equal(weights, expected[1])
+
+
+def test_a_stream_has_no_epochs_to_act_before(tmp_path, parquet, preprocess):
+    data = load_image_data(parquet, split="train", streaming=True)
+    config = TrainingConfig(str(tmp_path), max_steps=2)
+    with pytest.raises(ValueError, match="a stream has no epochs"):
+        train(make_vit(), data, config, preprocess, on_epoch_start=lambda *_: None)
+
+
 # --- what does not fit ---------------------------------------------------------------------------------------------
 
 
