@@ -20,7 +20,8 @@ from ..shift import list_corruptions
 from ..shift.corruptions import SEVERITIES, check_corruption
 from .extraction import Extraction
 from .fingerprint import acting_adapters, inner_model
-from .measurement import CALIBRATION_BINS, fitted, measure, score_outputs
+from .measurement import CALIBRATION_BINS, Passes, fitted, measure, score_outputs
+from .residual import check_residual, residual_passes
 from .results import ModelMeasures, Results, check_selection
 from .scoring import ALL, requested_scores, scores_for, wants_patches
 from .sets import EvaluationSets
@@ -48,6 +49,7 @@ def evaluate_model(
     tpr: float = 0.95,
     full_spectrum: bool = False,
     baseline: bool = False,
+    residual_alphas: Sequence[float] = (),
     name: Optional[str] = None,
     selection: str = "last",
     batch_size: int = 64,
@@ -85,6 +87,9 @@ def evaluate_model(
         tpr (`float`, *optional*, defaults to 0.95): True positive rate at which the FPR is taken, in (0, 1].
         full_spectrum (`bool`, *optional*, defaults to `False`): Also count shifted images as in-distribution in detection.
         baseline (`bool`, *optional*, defaults to `False`): Also measure the same model without its adapters.
+        residual_alphas (`Sequence[float]`, *optional*): Also measure the Reprogrammer of a text-image model as a residual one
+            with these weights in [0, 1] of the zero-shot branch, as `"<name>, alpha <weight>"`. They are mixed from the
+            features of two passes, so any number of them costs no more than one.
         name (`str`, *optional*): What to call the model; defaults to the type of its adapter.
         selection (`str`, *optional*, defaults to `"last"`): How its weights were chosen: `last`, `val` or `test`.
         batch_size (`int`, *optional*, defaults to 64): Images a process and batch.
@@ -100,8 +105,8 @@ def evaluate_model(
 
     Raises:
         ValueError: If a score, corruption, severity or preset is unknown (the message lists the known ones), a set is empty,
-            carries no labels or labels outside its classes, its classes don't match the classifier's by name, or a score
-            does not apply to the model.
+            carries no labels or labels outside its classes, its classes don't match the classifier's by name, a score does not
+            apply to the model, or `residual_alphas` are asked for of something else than a Reprogrammer.
         TypeError: If a set is no set of images.
 
     Example:
@@ -126,7 +131,9 @@ def evaluate_model(
     check_selection(selection)
     requested = requested_scores(scores)
     applicable_only = scores == ALL
-    peft_model = _peft_model(classifier) if baseline else None
+    if residual_alphas:
+        check_residual(classifier, residual_alphas, requested)
+    peft_model = _peft_model(classifier) if baseline or residual_alphas else None
     sets = EvaluationSets(classifier, id, shifts or {}, ood or {}, fit, calibration)
 
     with _cache(cache_dir) as folder:
@@ -140,9 +147,10 @@ def evaluate_model(
             progress_bar=progress_bar,
         )
 
-        def run() -> ModelMeasures | None:
-            started = time.perf_counter()
-            passes = sets.extract(extraction, classifier, corruption_names, severities, seed)
+        def extract() -> Passes | None:
+            return sets.extract(extraction, classifier, corruption_names, severities, seed)
+
+        def measured(passes: Passes | None, started: float) -> ModelMeasures | None:
             if passes is None:
                 return None
             measures = measure(
@@ -157,11 +165,21 @@ def evaluate_model(
             measures.seconds = round(time.perf_counter() - started, 3)
             return measures
 
-        models = {}
+        models: dict[str, Any] = {}
+        name = name or _default_name(classifier)
+        zero_shot = None
         if peft_model is not None:
+            started = time.perf_counter()
             with peft_model.disable_adapter():
-                models[_default_name(classifier)] = run()
-        models[name or _default_name(classifier)] = run()
+                zero_shot = extract()
+                if baseline:
+                    models[_default_name(classifier)] = measured(zero_shot, started)
+        started = time.perf_counter()
+        adapted = extract()
+        models[name] = measured(adapted, started)
+        for alpha in residual_alphas:
+            mixed = None if adapted is None or zero_shot is None else residual_passes(adapted, zero_shot, alpha)
+            models[f"{name}, alpha {alpha:g}"] = measured(mixed, time.perf_counter())
         described = sets.described() if extraction.accelerator.is_main_process else None
         models, described = _from_main_process(extraction.accelerator, (models, described))
     return Results(
