@@ -11,7 +11,7 @@ from torch import nn
 
 from ..classifier import ZeroShotClassifier
 from ..data import ImageData, ImagePreprocessor
-from ..training import TrainingConfig, TrainingResult, train
+from ..training import EpochHook, TrainingConfig, TrainingResult, train
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Strategy(ABC):
     One way to fine-tune. Its fields are its hyper-parameters.
 
     A subclass says what is trained ([`~Strategy.build`]), and where that is not all, how ([`~Strategy.training_config`],
-    [`~Strategy.parameter_groups`]) and what is made of the result ([`~Strategy.points`]).
+    [`~Strategy.parameter_groups`], [`~Strategy.on_epoch_start`]) and what is made of the result ([`~Strategy.points`]).
     """
 
     name: ClassVar[str]
@@ -98,6 +98,10 @@ class Strategy(ABC):
         """Parameter groups for the optimiser; `None` takes those of [`~training.default_parameter_groups`]."""
         return None
 
+    def on_epoch_start(self, classifier: nn.Module, config: TrainingConfig) -> Optional[EpochHook]:
+        """What to do before each epoch, see [`~training.train`]; `None` for nothing."""
+        return None
+
     def fit(self, task: Task) -> tuple[nn.Module, Optional[TrainingResult]]:
         """
         Builds and trains.
@@ -118,6 +122,7 @@ class Strategy(ABC):
             config,
             task.preprocess,
             parameter_groups=self.parameter_groups(classifier, config),
+            on_epoch_start=self.on_epoch_start(classifier, config),
             recipe={"strategy": self.name, **asdict(self), "model": task.model, "template": task.template},
             resume=True,
         )
