@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .atomic import atomic_folder
 from .tuners.reprogrammer.layer import ReprogrammerLayer
 from .tuners.reprogrammer.prompts import check_class_names, check_templates, class_prompts, tokenize_prompts
 from .tuners.reprogrammer.residual import mixes_features
@@ -207,28 +206,17 @@ class ZeroShotClassifier(nn.Module):
         """
         Save the adapter (or the whole model, if it is no `PeftModel`), the tokenizer, the class names and templates.
 
-        Everything is written to a temporary folder beside the target and then moved there, so that an interrupted save
-        leaves no half-written adapter.
+        Everything is written to a temporary folder first and then moved, so that an interrupted save leaves no half-written
+        adapter.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to; created if needed.
         """
-        target = Path(save_directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with atomic_folder(Path(save_directory)) as staging:
             self._save_model(staging)
             self.tokenizer.save_pretrained(staging)
             content = {"class_names": self.class_names, "templates": self.templates}
             (staging / CLASSIFIER_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            target.mkdir(exist_ok=True)
-            for path in sorted(staging.iterdir()):
-                if path.is_dir():
-                    shutil.copytree(path, target / path.name, dirs_exist_ok=True)
-                else:
-                    os.replace(path, target / path.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
     def from_pretrained(

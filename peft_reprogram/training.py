@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal, Optional
 import torch
 from torch import nn
 
+from .atomic import PARTIAL, atomic_file, atomic_folder
 from .data import ImageData, ImagePreprocessor, collate, prepare
 from .provenance import command, versions
 
@@ -691,7 +691,7 @@ class _Run:
         )
 
     def _publish(self, result: TrainingResult) -> None:
-        with self.directory.staging() as folder:
+        with atomic_folder(self.directory.path, last="results.json") as folder:
             self.classifier.save_pretrained(folder)
             if self.preprocess is not None:
                 self.preprocess.save_pretrained(folder)
@@ -772,7 +772,7 @@ class _RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
             self._discard()
-        for partial in self.checkpoints.glob(".step-*"):
+        for partial in (*self.checkpoints.glob(".step-*"), *self.path.glob(f"{PARTIAL}*")):
             shutil.rmtree(partial)
         _write_json(self.path / "run.json", self.identity)
         self.checkpoints.mkdir(exist_ok=True)
@@ -783,7 +783,7 @@ class _RunDirectory:
 
         if not (self.path / "run.json").is_file():
             return  # whatever is here, no run left it
-        for folder in (self.checkpoints, self.path / "logs", self.path / ".staging"):
+        for folder in (self.checkpoints, self.path / "logs"):
             shutil.rmtree(folder, ignore_errors=True)
         for pattern in layout.WRITTEN:
             for path in self.path.glob(pattern):
@@ -811,31 +811,6 @@ class _RunDirectory:
         if latest is None:
             return f"\nInterrupted at step {step}, before the first checkpoint: `resume` starts again."
         return f"\nInterrupted at step {step}. {latest} is whole: the same command with `resume` continues from it."
-
-    def staging(self) -> _Staging:
-        return _Staging(self.path)
-
-
-class _Staging:
-    """A folder whose files move to their place together, `results.json` last."""
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.folder = target / ".staging"
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        if error is None:
-            for item in sorted(self.folder.iterdir(), key=lambda path: path.name == "results.json"):
-                place = self.target / item.name
-                if place.is_dir():
-                    shutil.rmtree(place)
-                os.replace(item, place)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _set_objective(classifier: nn.Module, config: TrainingConfig) -> None:
@@ -891,6 +866,5 @@ def _short(value: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

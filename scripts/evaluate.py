@@ -24,11 +24,11 @@ from peft import PeftModel
 from transformers import AutoModel, AutoTokenizer
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig, ZeroShotClassifier, set_residual_alpha
+from peft_reprogram.atomic import atomic_file
 from peft_reprogram.command_line import parse_config
 from peft_reprogram.data import ImageData, ImagePreprocessor, few_shot, load_image_data
 from peft_reprogram.evaluation import Results, evaluate_model, fit_threshold
 from peft_reprogram.hub import Predictor, load_classifier
-from peft_reprogram.ood.storage import replacing
 from peft_reprogram.shift import list_corruptions
 
 
@@ -269,7 +269,7 @@ def _write(config: EvaluationConfig, results: Results) -> None:
         results.save(config.output)
     for path, text in ((config.markdown, results.to_markdown()), (config.html, results.to_html())):
         if path is not None:
-            with replacing(Path(path)) as temporary:
+            with atomic_file(Path(path)) as temporary:
                 temporary.write_text(text, "utf-8")
     if config.figures is not None:
         from peft_reprogram.evaluation.figures import save_figures

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..atomic import atomic_folder
 from .pipeline import CALIBRATION_FILE, Calibration, Prediction
 
 
@@ -95,27 +94,15 @@ class CalibratedClassifier(nn.Module):
         """
         Save the classifier (its adapter, if it has one) together with the calibration.
 
-        Everything is written to a temporary folder beside the target and moved there, the calibration last, so that an
-        interrupted save leaves no calibration of another classifier.
+        Everything is written to a temporary folder first and then moved, the calibration last, so that an interrupted save
+        leaves no calibration of another classifier.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder; created if needed.
         """
-        target = Path(save_directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with atomic_folder(Path(save_directory), last=CALIBRATION_FILE) as staging:
             self.classifier.save_pretrained(staging)
             self.calibration.save_pretrained(staging)
-            target.mkdir(exist_ok=True)
-            (target / CALIBRATION_FILE).unlink(missing_ok=True)
-            for path in sorted(staging.iterdir(), key=lambda path: path.name == CALIBRATION_FILE):
-                if path.is_dir():
-                    shutil.copytree(path, target / path.name, dirs_exist_ok=True)
-                else:
-                    os.replace(path, target / path.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
     def from_pretrained(cls, path: Union[str, os.PathLike], classifier: nn.Module) -> CalibratedClassifier:

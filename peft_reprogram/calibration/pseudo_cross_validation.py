@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..atomic import atomic_file
 from ..metrics import seen_unseen_curve
-from ..ood.storage import replacing
 from .temperature import as_array
 
 
@@ -168,7 +168,7 @@ def _fingerprint(
 
 def _write(path: Path, key: str, split: PseudoSplit) -> None:
     text = json.dumps({"run": key, **asdict(split)}, indent=2) + "\n"
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

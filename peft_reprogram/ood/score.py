@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..atomic import atomic_file
 from .outputs import IncompatibleOutputsError, ModelOutputs
 from .registry import get_score
-from .storage import replacing
 
 
 class NotFittedError(RuntimeError):
@@ -149,7 +149,7 @@ class Score(ABC):
         """
         metadata = {"name": self.name, "options": json.dumps(self.options), "identity": self.identity or ""}
         state = self.state_dict()
-        with replacing(Path(path)) as temporary:
+        with atomic_file(Path(path)) as temporary:
             save_file(state, temporary, metadata=metadata)
 
     @classmethod
