@@ -64,9 +64,9 @@ def run_demo(output_dir: Union[str, Path] = "demo_output", *, short: bool = Fals
     from ..classifier import ZeroShotClassifier
     from ..data import ImageData, ImagePreprocessor, few_shot
     from ..evaluation import evaluate_model
+    from ..strategies.linear_head import LinearHeadClassifier
     from ..training import TrainingConfig, train
     from ..tuners.reprogrammer import ReprogrammerConfig, ResidualReprogrammerConfig
-    from .baselines import LinearHeadClassifier
     from .report import write_report
 
     started = time.perf_counter()
@@ -80,6 +80,11 @@ def run_demo(output_dir: Union[str, Path] = "demo_output", *, short: bool = Fals
 
     def zero_shot() -> ZeroShotClassifier:
         return ZeroShotClassifier(load_demo_model(), tokenizer, CLASS_NAMES, TEMPLATE).eval()
+
+    def linear_head(train_tower: bool) -> LinearHeadClassifier:
+        classifier = LinearHeadClassifier(zero_shot())
+        classifier.model.requires_grad_(train_tower)
+        return classifier
 
     def reprogrammer() -> ZeroShotClassifier:
         config = ReprogrammerConfig.for_classes(
@@ -101,8 +106,8 @@ def run_demo(output_dir: Union[str, Path] = "demo_output", *, short: bool = Fals
     training = few_shot(images(data.train, "digits, training"), SHOTS, seed)
     # Rates were chosen by validation accuracy, of four for each: probe 1e-3 to 3e-2, tower 3e-5 to 1e-3, adapter 5e-4 to 2e-2.
     jobs: dict[str, tuple[nn.Module, TrainingConfig]] = {
-        "linear probe": (LinearHeadClassifier(zero_shot(), train_tower=False), replace(recipe, lr=3e-2)),
-        "full fine-tuning": (LinearHeadClassifier(zero_shot(), train_tower=True), replace(recipe, lr=3e-4)),
+        "linear probe": (linear_head(train_tower=False), replace(recipe, lr=3e-2)),
+        "full fine-tuning": (linear_head(train_tower=True), replace(recipe, lr=3e-4)),
         "Reprogrammer": (reprogrammer(), replace(recipe, lr=5e-3)),
     }
     models: dict[str, nn.Module] = {"zero-shot": zero_shot()}

@@ -1,6 +1,22 @@
 """Ways to fine-tune, each in a file of its own, behind one interface."""
 
-from . import zero_shot  # noqa: F401  registers its strategies
+from . import (  # noqa: F401  registers the strategies
+    bitfit,
+    coop,
+    flyp,
+    full,
+    ia3,
+    l2_sp,
+    linear_probe,
+    ln_tuning,
+    lora,
+    lp_ft,
+    reprogrammer,
+    reprogrammer_image,
+    reprogrammer_text,
+    wise_ft,
+    zero_shot,
+)
 from .registry import get_strategy, list_strategies, register
 from .strategy import Strategy, Task
 

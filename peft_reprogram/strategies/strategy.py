@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
+import torch
 from torch import nn
 
 from ..classifier import ZeroShotClassifier
@@ -27,6 +29,8 @@ class Task:
         config ([`TrainingConfig`]): The budget (epochs, batch size, precision), the seed and where to write. A strategy sets
             what is its own: objective, optimiser, learning rates.
         revision (`str`, *optional*): Revision of the model on the Hub.
+        channels_last (`bool`, *optional*, defaults to `False`): Lays the weights of convolutions out by pixel, with which a
+            convolutional tower is faster, on the CPU about twice.
     """
 
     model: str
@@ -35,6 +39,7 @@ class Task:
     training: ImageData
     config: TrainingConfig
     revision: Optional[str] = None
+    channels_last: bool = False
 
     @property
     def class_names(self) -> list[str]:
@@ -52,7 +57,8 @@ class Task:
         """The pre-trained model, a fresh copy every time."""
         from transformers import AutoModel
 
-        return AutoModel.from_pretrained(self.model, revision=self.revision)
+        model = AutoModel.from_pretrained(self.model, revision=self.revision)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def zero_shot(self) -> ZeroShotClassifier:
         """The pre-trained model as a classifier of the task's classes, in evaluation mode, nothing of it trained."""
@@ -112,11 +118,26 @@ class Strategy(ABC):
         Returns:
             `tuple`: The trained classifier, and what its training did (`None` if nothing was trained).
         """
+        torch.manual_seed(task.config.seed)  # of what `build` draws
         classifier = self.build(task)
         if not any(parameter.requires_grad for parameter in classifier.parameters()):
             return classifier.eval(), None
+        result = self.train(classifier, task)
+        return classifier.eval(), result
+
+    def train(self, classifier: nn.Module, task: Task) -> TrainingResult:
+        """
+        Trains what was built, and saves it in `task.config.output_dir`.
+
+        Args:
+            classifier (`torch.nn.Module`): What [`~Strategy.build`] gave; trained in place.
+            task ([`Task`]): The model and the data. A run that was interrupted is continued.
+
+        Returns:
+            [`TrainingResult`]
+        """
         config = self.training_config(task.config)
-        result = train(
+        return train(
             classifier,
             task.training,
             config,
@@ -125,8 +146,9 @@ class Strategy(ABC):
             on_epoch_start=self.on_epoch_start(classifier, config),
             recipe={"strategy": self.name, **asdict(self), "model": task.model, "template": task.template},
             resume=True,
+            # Where no run has begun, other files are none of its business.
+            overwrite=not (Path(config.output_dir) / "run.json").exists(),
         )
-        return classifier.eval(), result
 
     def points(self, classifier: nn.Module, task: Task) -> Iterator[tuple[Optional[float], nn.Module]]:
         """
