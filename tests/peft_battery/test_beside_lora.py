@@ -11,6 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from peft_reprogram import SurgicalConfig
+from peft_reprogram.tuners.surgical.layer import SurgicalLayer
+
 from .tuner_types import adapter_parameters, randomize
 
 
@@ -105,6 +108,41 @@ def test_a_lora_inside_of_what_is_wrapped(one_of_each_kind):
     unloaded = model.unload()
     assert not any(isinstance(module, BaseTunerLayer) for module in unloaded.modules())
     assert torch.equal(case.model.predict(unloaded, inputs), case.base_output(inputs))
+
+
+def overlapping(case, outer: str) -> PeftModel:
+    """A surgical adapter of every layer of `block:1` inside of a LoRA's layers; either method may have the `PeftModel`."""
+    surgical = SurgicalConfig(blocks=["block:1"])
+    if outer == "surgical":
+        model = get_peft_model(case.model.build(), surgical, adapter_name="other")
+        inject_adapter_in_model(lora(case), model.get_base_model(), adapter_name="low_rank")
+    else:
+        base = inject_adapter_in_model(surgical, case.model.build(), adapter_name="other")
+        model = get_peft_model(base, lora(case), adapter_name="low_rank")
+    randomize(model, "other")
+    set_adapter(model, ["other", "low_rank"])
+    shared = [layer for layer in model.modules() if isinstance(getattr(layer, "base_layer", None), SurgicalLayer)]
+    assert shared
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+def test_a_lora_laid_over_a_surgical_adapter_merges_with_it(one_of_each_kind):
+    case, inputs = one_of_each_kind, one_of_each_kind.model.inputs()
+    if case.tuner != "SURGICAL":
+        pytest.skip("has layers of its own around other modules")
+    model = overlapping(case, "surgical")
+    output = case.model.predict(model, inputs)
+    merged = model.merge_and_unload()
+    assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
+    torch.testing.assert_close(case.model.predict(merged, inputs), output, rtol=1e-4, atol=1e-5)
+
+    # LoRA's own `merge_and_unload` knows its own layers alone; in two steps nothing is lost.
+    model = overlapping(case, "lora")
+    output = case.model.predict(model, inputs)
+    model.merge_adapter()
+    torch.testing.assert_close(case.model.predict(model, inputs), output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(case.model.predict(model.unload(), inputs), output, rtol=1e-4, atol=1e-5)
 
 
 def test_trained_together(one_of_each_kind):

@@ -7,29 +7,25 @@ from typing import Any, Optional
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
-from ..mixed_batch import BASE
+from ..frozen_base import FrozenBaseLayer
 from .config import ReprogrammerConfig
 from .functional import FrameGeometry, reprogram_pixels, row_deltas
 
 
-class ReprogrammerLayer(nn.Module, BaseTunerLayer):
+class ReprogrammerLayer(FrozenBaseLayer):
     """
-    What the frame and the rows have in common: which adapters act in a forward pass, and device and dtype of the wrapped
-    module.
+    What the frame and the rows have in common: the residual's zero-shot branch, and device and dtype of the wrapped module.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.merged_adapters: list[str] = []
+        super().__init__(base_layer)
         # Weight of the zero-shot branch for each residual adapter; empty for plain reprogrammers.
         self.reprogrammer_alpha: dict[str, float] = {}
         self.unloaded = False
         self._bypassed = False
-        self._sample_adapters: Optional[list[str]] = None
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -40,57 +36,21 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
         finally:
             self._bypassed = False
 
-    @contextmanager
-    def per_sample(self, adapter_names: Sequence[str]) -> Iterator[None]:
-        """Within this context each sample of a batch goes through the adapter named for it."""
-        self._sample_adapters = list(adapter_names)
-        try:
-            yield
-        finally:
-            self._sample_adapters = None
-
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: Optional[list[str]]
     ) -> nn.Module:
         """Called when the model is unloaded, be it by the tuner of another method that it also has; switches hooks off."""
-        if merge:
-            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        base_layer = super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
         self.unloaded = True
-        base_layer = self.get_base_layer()
-        # PEFT does not look for layers of another method inside of what this one wraps.
-        for name, module in list(base_layer.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                if merge:
-                    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-                base_layer.set_submodule(name, module.get_base_layer())
         return base_layer
 
     def _acting_adapters(self) -> list[str]:
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return []
-        if self._bypassed:
-            return []
-        return [name for name in self.active_adapters if self._has(name) and name not in self.merged_adapters]
-
-    def _has(self, adapter_name: str) -> bool:
-        return adapter_name in getattr(self, self.adapter_layer_names[0])
+        names = super()._acting_adapters()
+        return [] if self._bypassed else names
 
     def _sample_groups(self, batch_size: int, device: torch.device) -> list[tuple[str, torch.Tensor]]:
-        names = self._sample_adapters or []
-        if len(names) != batch_size:
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {batch_size} respectively. Pass one name a sample; for a text-image model that is "
-                "possible only if images and texts are pairs. Otherwise call the model once for each adapter after "
-                "`set_adapter`."
-            )
-        return [
-            (name, torch.tensor([i for i, other in enumerate(names) if other == name], device=device))
-            for name in dict.fromkeys(names)
-            if name != BASE and self._has(name) and not (self._bypassed or self.disable_adapters)
-        ]
+        groups = super()._sample_groups(batch_size, device)
+        return [] if self._bypassed else groups
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # The buffers follow from the configuration and must survive what is done to weights: `.half()` would round the
@@ -117,15 +77,6 @@ class ReprogrammerLayer(nn.Module, BaseTunerLayer):
             weight.data.to(device if device is not None else base.device, dtype), requires_grad=weight.requires_grad
         )
         self._rebuild_buffers()
-
-    def __getattr__(self, name: str) -> Any:
-        # Models read attributes of the modules that we wrap, e.g. `embeddings.patch_embeddings.patch_size`.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
     def __repr__(self) -> str:
         return "reprogrammer." + super().__repr__()

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, Optional
+from typing import Any, Optional
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..batch_norm import detach_batch_norm_guard, freeze_batch_norm, freeze_batch_norm_on_forward
-from ..mixed_batch import mixed_batch
+from ..frozen_base import FrozenBaseTuner
 from .architectures import find_architecture, is_position_table
 from .config import ReprogrammerConfig, ResidualReprogrammerConfig, check_residual_alpha
 from .layer import PixelReprogrammer, ReprogrammerLayer, RowReprogrammer
@@ -16,7 +13,7 @@ from .residual import attach_residual, detach_residual
 from .resolution import resolve_config
 
 
-class ReprogrammerModel(BaseTuner):
+class ReprogrammerModel(FrozenBaseTuner):
     """
     Creates a Reprogrammer from a pre-trained vision or text-image model.
 
@@ -57,7 +54,6 @@ class ReprogrammerModel(BaseTuner):
 
     prefix: str = "reprogrammer_"
     tuner_layer_cls = ReprogrammerLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: ReprogrammerConfig, model_config: dict) -> ReprogrammerConfig:
         return resolve_config(peft_config, self.model)
@@ -86,26 +82,19 @@ class ReprogrammerModel(BaseTuner):
             if isinstance(target, RowReprogrammer):
                 target.update_layer(adapter_name, peft_config, indices)
                 return
-            new_module: nn.Module = RowReprogrammer(target, adapter_name, peft_config, indices)
+            new_module: ReprogrammerLayer = RowReprogrammer(target, adapter_name, peft_config, indices)
         elif isinstance(target, PixelReprogrammer):
             target.update_layer(adapter_name, peft_config)
             return
         else:
             new_module = PixelReprogrammer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            new_module.requires_grad_(False)
-        self._replace_module(parent, target_name, new_module, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own copies `.weight` and `.bias`, which a tower's embeddings don't have. Layers place themselves.
-        setattr(parent, child_name, new_module)
+        self._wrap(adapter_name, parent, target_name, new_module)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._after_injection(model, adapter_name)
 
     def _after_injection(self, model: nn.Module, adapter_name: str) -> None:
-        freeze_batch_norm_on_forward(model)
         # Without PeftModel, a model can hold reprogrammers of both kinds, so that each injection concerns the residual.
         residual = {name: c for name, c in self.peft_config.items() if isinstance(c, ResidualReprogrammerConfig)}
         if not residual:
@@ -116,41 +105,12 @@ class ReprogrammerModel(BaseTuner):
                     module.reprogrammer_alpha[adapter_name] = residual[adapter_name].residual_alpha
         attach_residual(model, find_architecture(model), residual)
 
-    def train(self, mode: bool = True) -> ReprogrammerModel:
-        """Set training mode; the statistics of frozen batch normalisation stay what they are."""
-        super().train(mode)
-        if mode:
-            freeze_batch_norm(self.model)
-        return self
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        layers = [module for module in self.modules() if isinstance(module, ReprogrammerLayer)]
-        with mixed_batch(self, layers, kwargs.pop("adapter_names", None)):
-            yield
-
-    def merge_adapter(self, adapter_names: Optional[list[str]] = None, safe_merge: bool = False) -> None:
-        self._check_mergeable(adapter_names)
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-
-    def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: Optional[list[str]] = None,
-    ) -> nn.Module:
-        if merge:
-            self._check_mergeable(adapter_names)
-        model = super()._unload_and_optionally_merge(
-            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
-        )
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
         detach_residual(model)
-        detach_batch_norm_guard(model)
         return model
 
     def _check_mergeable(self, adapter_names: Optional[list[str]]) -> None:
-        """Refuse before anything is changed; merging module by module would stop half-way."""
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
             if isinstance(module, PixelReprogrammer):
@@ -161,9 +121,6 @@ class ReprogrammerModel(BaseTuner):
             "Reprogrammer adapters can't be averaged: their frames act through tanh and clamp. Activate several at once "
             "with `model.base_model.set_adapter([...])`, which applies them one after the other."
         )
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return False
 
 
 class ResidualReprogrammerModel(ReprogrammerModel):

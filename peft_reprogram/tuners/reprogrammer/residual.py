@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..mixed_batch import BASE
+from ..frozen_base import BASE
 from .architectures import Architecture, Tower
 from .layer import ReprogrammerLayer
 

@@ -8,9 +8,9 @@ from typing import Optional
 import torch
 from torch import nn
 
+from ..frozen_base import canonical_path
 from .config import SurgicalConfig
 from .layer import SurgicalLayer
-from .module_paths import canonical_path
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
-from ..mixed_batch import BASE
+from ..frozen_base import FrozenBaseLayer
 from .config import SurgicalConfig
 from .leaves import LeafKind
 
 
-class SurgicalLayer(nn.Module, BaseTunerLayer):
+class SurgicalLayer(FrozenBaseLayer):
     """
     Wraps a leaf module and adds trained changes to its weight and bias.
 
@@ -34,16 +33,12 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
         rank: Optional[int] = None,
         in_windows: bool = False,
     ) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.kind = kind
-        # Whether the model cuts images into windows before this layer, all windows of the first image first (Swin).
         self.in_windows = in_windows
         self.in_features, self.out_features = _features(base_layer, kind)
-        self.merged_adapters: list[str] = []
         # What merging has replaced, so that unmerging restores it bit for bit.
         self._unmerged: dict[str, torch.Tensor] = {}
-        self._sample_adapters: Optional[list[str]] = None
         self.surgical_weight = nn.ParameterDict()
         self.surgical_bias = nn.ParameterDict()
         self.surgical_up = nn.ParameterDict()
@@ -135,24 +130,11 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
         self._unmerged.clear()
         self.merged_adapters.clear()
 
-    @contextmanager
-    def per_sample(self, adapter_names: Sequence[str]) -> Iterator[None]:
-        """Within this context each sample of a batch goes through the adapter named for it."""
-        self._sample_adapters = list(adapter_names)
-        try:
-            yield
-        finally:
-            self._sample_adapters = None
-
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(*args, **kwargs)
-        if self._sample_adapters is not None:
+        names = self._acting_adapters()
+        if self._sample_adapters is not None and not self.disable_adapters:
             (input,) = (*args, *kwargs.values())
-            return self._forward_per_sample(input, self._sample_adapters)
-        names = [name for name in self.active_adapters if self._has(name) and name not in self.merged_adapters]
+            return self._forward_per_sample(input, len(self._sample_adapters))
         if not names:
             return self.base_layer(*args, **kwargs)
         (input,) = (*args, *kwargs.values())
@@ -171,29 +153,15 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
                 total = total + self.kind.forward(self.base_layer, input, change, None)
         return total.to(rows.dtype)
 
-    def _forward_per_sample(self, input: torch.Tensor, names: list[str]) -> torch.Tensor:
+    def _forward_per_sample(self, input: torch.Tensor, batch_size: int) -> torch.Tensor:
         if self.kind.name == "embedding" and len(input) == 1:
             # Position ids are shared by the batch until here.
-            input = input.expand(len(names), *input.shape[1:])
-        if self.in_windows and len(input) % len(names) == 0:
-            windows = len(input) // len(names)
-            names = [name for name in names for _ in range(windows)]
-        if len(input) != len(names):
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {len(input)} respectively. Pass one name a sample; for a text-image model that is "
-                f"possible only if images and texts are pairs, and not at all for layers that see no samples (this is "
-                f"{type(self.base_layer).__name__}). Otherwise call the model once for each adapter after `set_adapter`."
-            )
+            input = input.expand(batch_size, *input.shape[1:])
+        groups = self._sample_groups(len(input), input.device)
         result = self.base_layer(input)
-        for name in dict.fromkeys(names):
-            if name != BASE and self._has(name):
-                index = torch.tensor([i for i, other in enumerate(names) if other == name], device=input.device)
-                result = result.index_copy(0, index, self._forward_with(input[index], [name]).to(result.dtype))
+        for name, index in groups:
+            result = result.index_copy(0, index, self._forward_with(input[index], [name]).to(result.dtype))
         return result
-
-    def _has(self, adapter_name: str) -> bool:
-        return any(adapter_name in getattr(self, container) for container in self.adapter_layer_names)
 
     def _base_parameter(self, name: str) -> Any:
         return getattr(self.get_base_layer(), self.kind.weight if name == "weight" else name, None)
@@ -212,15 +180,6 @@ class SurgicalLayer(nn.Module, BaseTunerLayer):
             if adapter_name in container and container[adapter_name].device.type != "meta":
                 old = container[adapter_name]
                 container[adapter_name] = nn.Parameter(convert(old.data), requires_grad=old.requires_grad)
-
-    def __getattr__(self, name: str) -> Any:
-        # Models read attributes of the modules that we wrap, e.g. a convolution's stride to pad its input.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
     def __repr__(self) -> str:
         return "surgical." + super().__repr__()

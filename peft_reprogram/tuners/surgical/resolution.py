@@ -10,10 +10,10 @@ from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
+from ..frozen_base import canonical_path
 from .blocks import Block, select_blocks
 from .config import SurgicalConfig
 from .leaves import Leaf, Unreachable, walk
-from .module_paths import canonical_path
 
 
 Part = Union[Leaf, Unreachable]

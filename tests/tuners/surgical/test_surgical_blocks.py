@@ -7,10 +7,10 @@ from peft_battery.zoo import CORE, FURTHER
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
+from peft_reprogram.tuners.frozen_base.module_paths import canonical_path, rename_keys
 from peft_reprogram.tuners.surgical import SurgicalConfig, describe_blocks
 from peft_reprogram.tuners.surgical.blocks import select_blocks
 from peft_reprogram.tuners.surgical.leaves import Leaf, walk
-from peft_reprogram.tuners.surgical.module_paths import canonical_path, rename_keys
 
 
 ZOO = {**CORE, **FURTHER}

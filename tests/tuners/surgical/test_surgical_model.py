@@ -10,10 +10,10 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from peft_reprogram import ReprogrammerConfig
+from peft_reprogram.tuners.frozen_base.module_paths import canonical_path
 from peft_reprogram.tuners.surgical import SurgicalConfig, SurgicalModel, describe_blocks
 from peft_reprogram.tuners.surgical.layer import SurgicalLayer
 from peft_reprogram.tuners.surgical.leaves import Leaf, walk
-from peft_reprogram.tuners.surgical.module_paths import canonical_path
 
 
 # peft 0.20 looks for the configuration of a model that has no name.
