@@ -16,7 +16,7 @@ PARTIAL = ".partial-"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """
     A temporary file that takes the place of another when the block ends without an error.
 
@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path, last: Optional[str] = None) -> Iterator[Path]:
+def filling(folder: Path, last: Optional[str] = None) -> Iterator[Path]:
     """
     A temporary folder whose files move into another when the block ends without an error.
 

@@ -15,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .atomic import atomic_folder
+from .atomic import filling
 from .tuners.reprogrammer.layer import ReprogrammerLayer
 from .tuners.reprogrammer.prompts import check_class_names, check_templates, class_prompts, tokenize_prompts
 from .tuners.reprogrammer.residual import mixes_features
@@ -212,7 +212,7 @@ class ZeroShotClassifier(nn.Module):
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to; created if needed.
         """
-        with atomic_folder(Path(save_directory)) as staging:
+        with filling(Path(save_directory)) as staging:
             self._save_model(staging)
             self.tokenizer.save_pretrained(staging)
             content = {"class_names": self.class_names, "templates": self.templates}

@@ -15,7 +15,7 @@ from typing import Any, Literal, Optional
 import torch
 from torch import nn
 
-from .atomic import PARTIAL, atomic_file, atomic_folder
+from .atomic import PARTIAL, filling, replacing
 from .data import ImageData, ImagePreprocessor, collate, prepare
 from .provenance import command, versions
 
@@ -36,7 +36,7 @@ EpochHook = Callable[[int, torch.optim.Optimizer, Any, Iterable[dict[str, torch.
 @dataclass
 class TrainingConfig:
     """
-    How to train. Every field is a flag of `scripts/train.py` and a key of its configuration file.
+    How to train. Every field is a flag of `peft-reprogram train` and a key of its configuration file.
 
     Args:
         output_dir (`str`):
@@ -691,7 +691,7 @@ class _Run:
         )
 
     def _publish(self, result: TrainingResult) -> None:
-        with atomic_folder(self.directory.path, last="results.json") as folder:
+        with filling(self.directory.path, last="results.json") as folder:
             self.classifier.save_pretrained(folder)
             if self.preprocess is not None:
                 self.preprocess.save_pretrained(folder)
@@ -866,5 +866,5 @@ def _short(value: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with atomic_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from peft_reprogram.atomic import atomic_file, atomic_folder
+from peft_reprogram.atomic import filling, replacing
 
 
 def contents(folder) -> dict[str, str]:
@@ -12,10 +12,10 @@ def contents(folder) -> dict[str, str]:
 
 def test_file_takes_the_place_of_the_old_one(tmp_path):
     path = tmp_path / "new" / "file.json"
-    with atomic_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with atomic_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("two")
         assert path.read_text() == "one"
     assert contents(tmp_path) == {"new/file.json": "two"}
@@ -23,7 +23,7 @@ def test_file_takes_the_place_of_the_old_one(tmp_path):
 
 def test_file_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "other").touch()
-    with atomic_file(tmp_path / "file"):
+    with replacing(tmp_path / "file"):
         pass
     modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("other", "file")}
     assert len(modes) == 1
@@ -31,9 +31,14 @@ def test_file_is_as_readable_as_any_other(tmp_path):
 
 def test_interrupted_file_leaves_the_old_one(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file") as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert contents(tmp_path) == {"file": "old"}
 
 
@@ -41,7 +46,7 @@ def test_folder_replaces_its_files_and_keeps_others(tmp_path):
     for name in ("a", "b", "part/old", "own"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("old")
-    with atomic_folder(tmp_path / "run", last="a") as folder:
+    with filling(tmp_path / "run", last="a") as folder:
         (folder / "part").mkdir()
         for name in ("a", "b", "part/new"):
             (folder / name).write_text("new")
@@ -55,9 +60,14 @@ def test_interrupted_folder_leaves_no_trace(tmp_path, before):
     if before:
         (tmp_path / "run").mkdir()
         (tmp_path / "run/a").write_text(before)
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "run", last="a") as folder:
-        (folder / "a").write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with filling(tmp_path / "run", last="a") as folder:
+            (folder / "a").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert contents(tmp_path) == ({"run/a": before} if before else {})
     assert (tmp_path / "run").exists() == bool(before)
 
@@ -75,9 +85,13 @@ def test_the_last_file_vouches_for_the_others(tmp_path, monkeypatch):
             raise OSError("the disk is full")
         replace(source, target)
 
+    def save():
+        with filling(tmp_path / "run", last="mark") as folder:
+            for name in ("mark", "weights", "words"):
+                (folder / name).write_text("new")
+
     monkeypatch.setattr("os.replace", fails_at_words)
-    with pytest.raises(OSError, match="disk is full"), atomic_folder(tmp_path / "run", last="mark") as folder:
-        for name in ("mark", "weights", "words"):
-            (folder / name).write_text("new")
+    with pytest.raises(OSError, match="disk is full"):
+        save()
     assert moved == ["weights", "words"]
     assert contents(tmp_path / "run") == {"weights": "new", "words": "old"}

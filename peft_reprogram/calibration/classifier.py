@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..atomic import atomic_folder
+from ..atomic import filling
 from .pipeline import CALIBRATION_FILE, Calibration, Prediction
 
 
@@ -100,7 +100,7 @@ class CalibratedClassifier(nn.Module):
         Args:
             save_directory (`str` or `os.PathLike`): Folder; created if needed.
         """
-        with atomic_folder(Path(save_directory), last=CALIBRATION_FILE) as staging:
+        with filling(Path(save_directory), last=CALIBRATION_FILE) as staging:
             self.classifier.save_pretrained(staging)
             self.calibration.save_pretrained(staging)
 

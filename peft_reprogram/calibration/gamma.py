@@ -11,7 +11,7 @@ from typing import Any, Literal, Optional, Union
 import numpy as np
 import torch
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from .pseudo_cross_validation import FineTune, Predict, pseudo_cross_validation
 from .temperature import as_array
 
@@ -122,7 +122,7 @@ class GammaCalibrator:
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
         """Write it as JSON beside an adapter; the file appears whole or not at all."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with atomic_file(Path(save_directory) / GAMMA_FILE) as temporary:
+        with replacing(Path(save_directory) / GAMMA_FILE) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod

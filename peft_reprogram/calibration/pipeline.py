@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Optional, Union
 
 import torch
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from ..ood import ModelOutputs, Score, Threshold, get_score
 from .gamma import GammaCalibrator, fit_gamma
 from .temperature import Temperature
@@ -204,7 +204,7 @@ class Calibration:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.score is not None and self.score.requires_fit:
             self.score.save(folder / SCORE_FILE)
-        with atomic_file(folder / CALIBRATION_FILE) as temporary:
+        with replacing(folder / CALIBRATION_FILE) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod

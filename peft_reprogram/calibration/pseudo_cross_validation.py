@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from ..metrics import seen_unseen_curve
 from .temperature import as_array
 
@@ -168,7 +168,7 @@ def _fingerprint(
 
 def _write(path: Path, key: str, split: PseudoSplit) -> None:
     text = json.dumps({"run": key, **asdict(split)}, indent=2) + "\n"
-    with atomic_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

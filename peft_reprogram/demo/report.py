@@ -50,7 +50,7 @@ def write_report(run: DemoRun, data: DemoData, preprocess: ImagePreprocessor, pa
         preprocess ([`ImagePreprocessor`]): For the pictures of what the reprogrammed model sees.
         path (`Path`): The HTML file.
     """
-    from ..atomic import atomic_file
+    from ..atomic import replacing
     from ..evaluation.figures import score_histograms, shift_bars
     from .run import SCORE
 
@@ -81,7 +81,7 @@ digits: differences of two or three points are within the noise.</p>
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>peft-reprogram demo</title>\n<style>{_STYLE}</style>\n</head>\n<body>{body}</body>\n</html>\n"
     )
-    with atomic_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from .curves import ROC_GRID
 
 
@@ -222,7 +222,7 @@ def save_figures(
     paths = []
     for name, draw in drawings.items():
         path = folder / f"{name}.png"
-        with atomic_file(path) as temporary:
+        with replacing(path) as temporary:
             draw().savefig(temporary, dpi=dpi, format="png")
         paths.append(path)
     return paths

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 
 
 SELECTIONS = ("last", "val", "test")
@@ -125,7 +125,7 @@ class Results:
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         # One line a curve rather than one a point. Text values hold no raw line breaks, so none of them can match.
         text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda match: f"[{' '.join(match.group(1).split())}]", text)
-        with atomic_file(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             temporary.write_text(text + "\n", "utf-8")
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from .outputs import IncompatibleOutputsError, ModelOutputs
 from .registry import get_score
 
@@ -149,7 +149,7 @@ class Score(ABC):
         """
         metadata = {"name": self.name, "options": json.dumps(self.options), "identity": self.identity or ""}
         state = self.state_dict()
-        with atomic_file(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             save_file(state, temporary, metadata=metadata)
 
     @classmethod

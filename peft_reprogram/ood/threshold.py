@@ -8,7 +8,7 @@ from typing import Any, Optional, Union
 
 import torch
 
-from ..atomic import atomic_file
+from ..atomic import replacing
 from .outputs import IncompatibleOutputsError
 from .score import Score
 
@@ -124,7 +124,7 @@ class Threshold:
     def save(self, path: Union[str, Path]) -> None:
         """Write it as JSON; the file appears whole or not at all."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        with atomic_file(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod
