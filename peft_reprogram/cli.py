@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# The flags of these belong to their scripts, which explain them themselves.
+# The flags of these are read by the commands themselves, which explain them too.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 Adapter = Annotated[str, typer.Argument(help="Folder or Hub repository of the adapter.", show_default=False)]
@@ -38,7 +36,10 @@ def train(context: typer.Context) -> None:
 
     Example: peft-reprogram train --model openai/clip-vit-base-patch32 --dataset uoft-cs/cifar10 --shots 16 --output_dir run
     """
-    _run_script("train", context.args)
+    from .commands.exit import run
+    from .commands.train import main
+
+    run(main, context.args)
 
 
 @app.command(context_settings=FORWARDED)
@@ -48,7 +49,23 @@ def evaluate(context: typer.Context) -> None:
 
     Example: peft-reprogram evaluate --adapter run --dataset uoft-cs/cifar10 --output run/evaluation.json
     """
-    _run_script("evaluate", context.args)
+    from .commands.evaluate import main
+    from .commands.exit import run
+
+    run(main, context.args)
+
+
+@app.command(context_settings=FORWARDED)
+def benchmark(context: typer.Context) -> None:
+    """
+    Compare ways to fine-tune on the same data and measures.
+
+    Example: peft-reprogram benchmark --help
+    """
+    from .commands.benchmark import main
+    from .commands.exit import run
+
+    run(main, context.args)
 
 
 @app.command()
@@ -199,18 +216,6 @@ def _explained_errors() -> Iterator[None]:
     except (FileNotFoundError, ImportError, PermissionError, PushError, TypeError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-
-
-def _run_script(name: str, arguments: list[str]) -> None:
-    # Beside the package in a checkout; an installed package comes without them.
-    script = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    if not script.is_file():
-        typer.echo(
-            f"error: the script {name}.py is not installed. Run it from a checkout: python scripts/{name}.py", err=True
-        )
-        raise typer.Exit(1)
-    sys.argv = [str(script), *arguments]
-    runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -17,5 +18,10 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell."""
-    return shlex.join(sys.argv)
+    """The command line of this process, quoted for a shell; where its program is installed is left out."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None:
+        program = ["python", "-m", module.name.removesuffix(".__main__")]
+    else:
+        program = [os.path.basename(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])

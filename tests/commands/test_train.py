@@ -1,7 +1,7 @@
-import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,19 +34,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import HubServer
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "train.py"
 CLASSES = ["red", "green", "blue"]
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_script"] = module  # where the argument parser looks the types of its fields up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_script"]
+    from peft_reprogram.commands import train
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -336,3 +334,47 @@ def test_a_mistake_is_answered_in_one_line(clip, colours, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: 17 shots were asked for")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder that the package's wheel was installed into, without the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(
+        ROOT / "peft_reprogram", folder / "source" / "peft_reprogram", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    without = ["--no-deps", "--no-index", "--quiet"]
+    subprocess.run(
+        [*pip, "wheel", *without, "--no-build-isolation", "-w", folder, folder / "source"], check=True, timeout=300
+    )
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *without, "--target", folder / "site", wheel], check=True, timeout=300)
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_without_a_checkout(installed, clip, colours, tmp_path):
+    def python(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
+            env={**environment(tmp_path), "PYTHONPATH": str(installed)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert Path(python("-c", "print(__import__('peft_reprogram').__file__)").strip()).is_relative_to(installed)
+    for name in ("train", "evaluate"):
+        assert f"peft-reprogram {name} " in python("-m", "peft_reprogram.cli", name, "--help")
+    assert "Written to by-cli." in python("-m", "peft_reprogram.cli", "train", *flags(clip, colours, "by-cli"))
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "-m", "peft_reprogram.commands.train")
+    python(*launcher, *flags(clip, colours, "by-accelerate"))
+    assert losses(tmp_path / "by-cli") == losses(tmp_path / "by-accelerate")
+    assert results(tmp_path / "by-cli")["command"].startswith("python -m peft_reprogram.cli train --model ")
+    assert results(tmp_path / "by-accelerate")["command"].startswith(
+        "python -m peft_reprogram.commands.train --model "
+    )
+    classifier = ZeroShotClassifier.from_pretrained(tmp_path / "by-cli")
+    assert classifier.class_names == CLASSES

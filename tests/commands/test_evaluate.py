@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -26,12 +25,9 @@ CLASSES = ["zero", "one", "two"]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_script"] = module  # where the argument parser looks the types of its fields up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["evaluate_script"]
+    from peft_reprogram.commands import evaluate
+
+    return evaluate
 
 
 @pytest.fixture(scope="module")
