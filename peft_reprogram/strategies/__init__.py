@@ -1,10 +1,13 @@
 """Ways to fine-tune, each in a file of its own, behind one interface."""
 
 from . import (  # noqa: F401  registers the strategies
+    auto_rgn,
+    auto_snr,
     bitfit,
     coop,
     flyp,
     full,
+    gradual_unfreezing,
     ia3,
     l2_sp,
     linear_probe,
@@ -14,6 +17,8 @@ from . import (  # noqa: F401  registers the strategies
     reprogrammer,
     reprogrammer_image,
     reprogrammer_text,
+    subtuning,
+    surgical,
     wise_ft,
     zero_shot,
 )
