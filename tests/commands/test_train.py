@@ -31,6 +31,7 @@ from peft_reprogram.command_line import parse_config
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_client import developers_cache, talk_to, use_cache  # noqa: F401 (a fixture)
 from hub_server import HubServer
 
 
@@ -170,14 +171,10 @@ def test_shipped_configurations_hold_known_keys(script, clip, colours, tmp_path)
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    from huggingface_hub import constants
-
+def hub(monkeypatch, tmp_path):
     with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        use_cache(monkeypatch, tmp_path / "huggingface")
+        talk_to(server, monkeypatch)
         yield server
 
 

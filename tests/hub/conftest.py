@@ -20,6 +20,7 @@ from peft_reprogram.hub import load_classifier, push_to_hub
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_client import developers_cache, talk_to, use_cache  # noqa: F401 (a fixture)
 from hub_server import HubServer
 
 
@@ -129,24 +130,17 @@ def no_token(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
-    """A Hub on the loopback interface that this process talks to as `alice`, with an empty cache."""
-    from huggingface_hub import constants, file_download
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path) -> None:
+    """Neither a test nor a process that it starts reads or fills the developer's cache."""
+    use_cache(monkeypatch, tmp_path / "huggingface")
 
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubServer]:
+    """A Hub on the loopback interface that this process talks to as `alice`."""
     with HubServer({"hf_alice": "alice", "hf_bob": "bob"}) as server:
-        for name, value in {
-            "ENDPOINT": server.endpoint,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        # Made from the address when the client was imported, and kept under either name in its releases.
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        talk_to(server, monkeypatch)
         yield server
 
 
