@@ -46,7 +46,9 @@ def model_fingerprint(classifier: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     acting = acting_adapters(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    configs = getattr(model, "peft_config", {})
+    # A classifier with a head of its own holds its `PeftModel` further in.
+    adapted = next((module for module in model.modules() if hasattr(module, "peft_config")), None)
+    configs = {} if adapted is None else adapted.peft_config
     _add_json(
         digest,
         {
@@ -58,7 +60,7 @@ def model_fingerprint(classifier: Any) -> str:
             "templates": getattr(classifier, "templates", None),
         },
     )
-    for name, tensor in sorted(_acting_tensors(model, acting, list(configs))):
+    for name, tensor in sorted(_acting_tensors(model, adapted, acting, list(configs))):
         _add_json(digest, [name, str(tensor.dtype), list(tensor.shape)])
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -107,9 +109,11 @@ def combined_fingerprint(*parts: Any) -> str:
     return _hash_json(list(parts))
 
 
-def _acting_tensors(model: nn.Module, acting: list[str], known: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def _acting_tensors(
+    model: nn.Module, adapted: Any, acting: list[str], known: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in effect, named as in the bare base model."""
-    prefix = getattr(getattr(model, "base_model", None), "prefix", None) or "\0"
+    prefix = getattr(getattr(adapted, "base_model", None), "prefix", None) or "\0"
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
         if parts[:2] == ["base_model", "model"]:  # PeftModel and its tuner

@@ -51,10 +51,8 @@ def preprocess():
 
 @pytest.fixture
 def task(base, preprocess, tmp_path):
-    """Two steps on a dozen images."""
-    config = TrainingConfig(
-        str(tmp_path / "run"), max_steps=2, batch_size=6, warmup_steps=0, progress_bar=False, checkpoint_steps=1
-    )
+    """Four steps on a dozen images."""
+    config = TrainingConfig(str(tmp_path / "run"), epochs=2, batch_size=6, warmup_steps=0, progress_bar=False)
     return Task(str(base), ["a photo of a {}"], preprocess, make_data(12), config)
 
 
