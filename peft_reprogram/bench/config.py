@@ -64,7 +64,9 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not self.shots:
-            raise ValueError("`shots` must name how many images of each class to train on: `shots: {16: {epochs: 20}}`.")
+            raise ValueError(
+                "`shots` must name how many images of each class to train on: `shots: {16: {epochs: 20}}`."
+            )
         for shots, fields in self.shots.items():
             if shots != ALL_SHOTS and not (isinstance(shots, int) and shots >= 1):
                 raise ValueError(f"`shots` must be numbers of at least 1 or '{ALL_SHOTS}', got {shots!r}.")
@@ -77,7 +79,9 @@ class TaskConfig:
     def corruption_names(self) -> list[str]:
         """The corruptions, kinds spelt out."""
         kinds = ("all", "common", "extra")
-        return [name for entry in self.corruptions for name in (list_corruptions(entry) if entry in kinds else [entry])]
+        return [
+            name for entry in self.corruptions for name in (list_corruptions(entry) if entry in kinds else [entry])
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class BenchConfig:
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Of the draw of images and of training. Hyper-parameters are
             chosen with the first.
         trials (`int`, *optional*, defaults to 3): How many entries of each strategy's grid are tried: the same number for all.
-        scores (`list[str]`, *optional*): Out-of-distribution scores.
+        scores (`list[str]`, *optional*): Out-of-distribution scores that apply to any model and need no fitting.
         training (`Mapping`, *optional*): Fields of [`TrainingConfig`] for all.
         channels_last (`bool`, *optional*, defaults to `False`): Memory layout for convolutional towers, see
             [`~strategies.Task`].
@@ -104,7 +108,7 @@ class BenchConfig:
     strategies: Mapping[str, Mapping[str, Any]]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     trials: int = 3
-    scores: list[str] = field(default_factory=lambda: ["energy", "msp", "mcm"])
+    scores: list[str] = field(default_factory=lambda: ["energy", "msp", "max_logit"])
     training: Mapping[str, Any] = field(default_factory=dict)
     channels_last: bool = False
 
@@ -118,8 +122,13 @@ class BenchConfig:
             raise ValueError(f"`seeds` {self.seeds} name one twice.")
         for label in self.strategies:
             self.strategy(label)
-        for score in self.scores:
-            get_score(score)
+        for name in self.scores:
+            score = get_score(name)
+            if not score.needs <= {"logits", "features", "class_features"} or not score.is_fitted:
+                raise ValueError(
+                    f"the score {name!r} looks at more than the logits and features that every strategy's model has: take "
+                    "scores such as energy, msp and max_logit."
+                )
         for task in self.tasks.values():
             known = list_corruptions("all")
             unknown = sorted(set(task.corruption_names()) - set(known))
@@ -165,7 +174,9 @@ def load_config(path: str | Path) -> BenchConfig:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold the keys of a bench (`models`, `tasks`, `strategies`...), got {content!r}.")
+        raise ValueError(
+            f"{path} must hold the keys of a bench (`models`, `tasks`, `strategies`...), got {content!r}."
+        )
     try:
         fields = _known(BenchConfig, content)
         if isinstance(fields.get("strategies"), list):
@@ -202,5 +213,3 @@ def _check_training(fields: Mapping[str, Any], where: str) -> None:
     if unknown:
         raise ValueError(f"{where}: unknown training options {unknown}; the known ones are {', '.join(known)}.")
     TrainingConfig(output_dir="", **fields)
-
-

@@ -230,6 +230,7 @@ class BenchRunner:
             **sets,
             preprocess=task.preprocess,
             residual_alphas=residuals,
+            name="classifier",
             accelerator=Accelerator(mixed_precision=task.config.mixed_precision),
             batch_size=task.config.eval_batch_size,
             num_workers=task.config.num_workers,
@@ -268,7 +269,8 @@ def _figures(measures: ModelMeasures) -> dict[str, Any]:
         "shifts": {shift: {name: values[name] for name in names} for shift, values in measures.shifts.items()},
         "ood": {
             score: {
-                name: {key: values[key] for key in ("auroc", "fpr", "aupr_in", "n_ood")} for name, values in sets.items()
+                name: {key: values[key] for key in ("auroc", "fpr", "aupr_in", "n_ood")}
+                for name, values in sets.items()
             }
             for score, sets in measures.ood.items()
         },
@@ -306,5 +308,3 @@ def _from_main_process(store: ResultStore) -> ResultStore:
     if PartialState().num_processes == 1:
         return store
     return broadcast_object_list([store])[0]
-
-

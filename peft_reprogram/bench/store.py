@@ -22,7 +22,7 @@ class ResultStore:
         self.path = Path(path)
         self.key = key
         self._rows: dict[str, dict[str, Any]] = {}
-        for row in read_rows([self.path]) if self.path.is_file() else ():
+        for row in read_rows([self.path], key) if self.path.is_file() else ():
             self._rows[_name(row[key])] = row
 
     def __len__(self) -> int:
@@ -88,7 +88,9 @@ def read_rows(paths: Iterable[str | Path], key: str = "cell") -> list[dict[str, 
             except ValueError:
                 continue  # blank, or cut off
             if not isinstance(row, dict) or key not in row:
-                raise ValueError(f"line {number} of {path} is no result: it has no {key!r}. Give files that a bench wrote.")
+                raise ValueError(
+                    f"line {number} of {path} is no result: it has no {key!r}. Give files that a bench wrote."
+                )
             rows[_name(row[key])] = row
     return list(rows.values())
 

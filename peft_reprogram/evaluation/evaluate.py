@@ -289,7 +289,10 @@ def _peft_model(classifier: Any) -> Any:
 
 def _default_name(classifier: Any) -> str:
     model = inner_model(classifier)
-    adapters = [model.peft_config[name] for name in acting_adapters(model)]
-    if not adapters:
+    acting = acting_adapters(model)
+    if not acting:
         return "base" if model is classifier else "zero_shot"
+    if not hasattr(model, "peft_config"):
+        return type(classifier).__name__  # with adapters in a part of it
+    adapters = [model.peft_config[name] for name in acting]
     return "+".join(str(getattr(config.peft_type, "value", config.peft_type)).lower() for config in adapters)

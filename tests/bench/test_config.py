@@ -81,6 +81,8 @@ def test_the_recipe_changes_with_whatever_changes_numbers(tmp_path):
         ({"strategies": ["lorra"]}, "there is no strategy 'lorra'; there are .*lora"),
         ({"strategies": {"lora": {"rank": 2}}}, r"no option \['rank'\]; its options are"),
         ({"scores": ["enrgy"]}, "enrgy"),
+        ({"scores": ["mcm"]}, "the score 'mcm' looks at more than"),
+        ({"scores": ["knn"]}, "the score 'knn' looks at more than"),
         ({"seeds": []}, "`seeds` is empty"),
         ({"seeds": [1, 1]}, "name one twice"),
         ({"trials": 0}, "`trials` must be at least 1"),

@@ -60,3 +60,9 @@ def test_bad_stores_are_told(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         ResultStore(tmp_path / "nan.jsonl").append(row(0, float("nan")))
     assert not (tmp_path / "nan.jsonl").exists() or read_rows([tmp_path / "nan.jsonl"]) == []
+
+
+def test_rows_may_have_another_key(tmp_path):
+    store = ResultStore(tmp_path / "trials.jsonl", key="trial")
+    store.append({"trial": 1, "value": 2})
+    assert ResultStore(store.path, key="trial").get(1) == {"trial": 1, "value": 2}
