@@ -104,7 +104,7 @@ def columns(score: str, beds: Sequence[Bed]) -> list[Column]:
     candidates = [
         Column("ID accuracy", ID_ACCURACY, percent, 1),
         Column("mean shift", MEAN_SHIFT, percent, 1),
-        Column("mean shift, balanced", ("shift", "balanced_accuracy"), percent, 1),
+        Column("balanced shift", ("shift", "balanced_accuracy"), percent, 1),
         Column("corruptions", ("corruption",), percent, 1),
         Column("effective robustness", EFFECTIVE_ROBUSTNESS, signed_percent, 1),
         Column("OOD AUROC", ("ood", score, "auroc"), percent, 1),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from markupsafe import Markup, escape
+
 from ..atomic import replacing
 from . import statements
 from .columns import MISSING, Cell, Column, cells, columns, count, percent
@@ -43,6 +45,7 @@ def render_report(rows: Sequence[Mapping[str, Any]], score: str = "energy") -> s
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["alpha"] = format_alpha
+    environment.filters["breakable"] = _breakable
     everything = _every_entry(beds)
     colors = color_index(list(dict.fromkeys(entry.strategy for entry in everything if entry.kind != "only")))
     return environment.get_template("report_template.html").render(
@@ -127,8 +130,6 @@ def _bed_view(
 
 
 def _drawings(index: int, bed: Bed, colors: Mapping[str, int], score: str) -> list[dict[str, Any]]:
-    from markupsafe import Markup
-
     x = (ID_ACCURACY, "ID accuracy")
     found = []
     for number, (title, y) in enumerate(
@@ -197,6 +198,11 @@ def _curve_table(bed: Bed, score: str) -> _Table:
 
 def _curve_entry(point: Point, number: int, strategy: str) -> Entry:
     return Entry(point.alphas, point.statistics, number, strategy, "curve", strategy)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break where a reader would."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _every_entry(beds: Iterable[Bed]) -> list[Entry]:

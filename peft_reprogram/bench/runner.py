@@ -60,10 +60,15 @@ class BenchRunner:
         suffix = "" if shard[1] == 1 else f".{shard[0]}-of-{shard[1]}"
         self.work = self.output_dir / f"work{suffix}"
         # The main process's disk counts: others may be on other machines.
-        self.store = _from_main_process(ResultStore(self.output_dir / f"results{suffix}.jsonl"))
-        self.trials = _from_main_process(ResultStore(self.output_dir / f"trials{suffix}.jsonl", key="trial"))
+        self.store = _from_main_process(self._open("results", suffix, "cell"))
+        self.trials = _from_main_process(self._open("trials", suffix, "trial"))
         self._tasks: dict[str, TaskData] = {}
         self._passes = self.work / "passes"
+
+    def _open(self, name: str, suffix: str, key: str) -> ResultStore:
+        # What another shard has finished is not run again here, however the cells were shared out at the time.
+        path = self.output_dir / f"{name}{suffix}.jsonl"
+        return ResultStore(path, key, sorted(set(self.output_dir.glob(f"{name}*.jsonl")) - {path}))
 
     def run(self) -> None:
         """

@@ -25,7 +25,7 @@ PALETTE = (
     ("#33691e", "#a5d66f"),
 )
 LINE_STYLES = ("-", "--", ":")
-MARKERS = {"only": "o", "unmixed": "o", "paper": "s", "chosen": "D"}
+MARKERS = {"only": "o", "unmixed": "o", "paper": "s", "chosen": "^"}
 
 # Colours of the page that matplotlib cannot know are drawn in stand-ins and put in afterwards.
 _INK, _SOFT, _LINE, _PAPER = "#00a001", "#00a002", "#00a003", "#00a004"
@@ -141,7 +141,7 @@ def _draw_entry(
     axes.plot(
         *place,
         marker="*" if star else MARKERS[entry.kind],
-        markersize=11 if star else 2 * _RADIUS,
+        markersize=11 if star else 2.3 * _RADIUS if entry.kind == "chosen" else 2 * _RADIUS,
         color=color,
         markeredgecolor=_PAPER,
         markeredgewidth=0.6,

@@ -212,7 +212,8 @@ def alpha_statement(bed: Bed) -> str:
     by = f" (selection: {enumeration(rules)})" if rules else ""
     return (
         f"The α of each mixing strategy, the share of the pre-trained model, was chosen for each seed on validation data of the "
-        f"in-distribution set only{by}; the paper's α is given beside it. Other points of a "
+        f"in-distribution set only{by}: the largest whose validation accuracy is within one standard error of the highest. The "
+        "paper's α is given beside it. Other points of a "
         "curve are drawn, but take no part in the table: to take the best of them would be to choose by test data."
     )
 

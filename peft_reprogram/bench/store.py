@@ -16,14 +16,14 @@ class ResultStore:
     Args:
         path (`str` or `Path`): A file of JSON lines; it need not exist.
         key (`str`, *optional*, defaults to `"cell"`): The entry of a row that tells it from the others.
+        others (`Iterable[str | Path]`, *optional*): Stores whose rows count as there, too, but which are not written to.
     """
 
-    def __init__(self, path: str | Path, key: str = "cell") -> None:
+    def __init__(self, path: str | Path, key: str = "cell", others: Iterable[str | Path] = ()) -> None:
         self.path = Path(path)
         self.key = key
-        self._rows: dict[str, dict[str, Any]] = {}
-        for row in read_rows([self.path], key) if self.path.is_file() else ():
-            self._rows[_name(row[key])] = row
+        paths = [*others, *([self.path] if self.path.is_file() else [])]
+        self._rows = {_name(row[key]): row for row in read_rows(paths, key)}
 
     def __len__(self) -> int:
         return len(self._rows)

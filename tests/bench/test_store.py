@@ -44,6 +44,14 @@ def test_several_stores_make_one_table_and_the_last_row_of_a_cell_counts(tmp_pat
     assert read_rows([first.path, second.path]) == [row(0, 0.2), row(1)]
 
 
+def test_rows_of_other_stores_count_but_stay_where_they_are(tmp_path):
+    ResultStore(tmp_path / "other.jsonl").append(row(0))
+    store = ResultStore(tmp_path / "own.jsonl", others=[tmp_path / "other.jsonl"])
+    store.append(row(1))
+    assert store.get(row(0)["cell"]) == row(0)
+    assert read_rows([tmp_path / "own.jsonl"]) == [row(1)]
+
+
 def test_a_process_that_only_follows_writes_nothing(tmp_path):
     store = ResultStore(tmp_path / "results.jsonl")
     store.append(row(0), on_disk=False)
