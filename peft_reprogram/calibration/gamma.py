@@ -88,8 +88,8 @@ class GammaCalibrator:
             class_names (`Sequence[str]`): The classifier's classes, in the order of its logits.
         """
         if list(class_names) != self.class_names:
-            missing = [name for name in self.class_names if name not in class_names]
-            added = [name for name in class_names if name not in self.class_names]
+            missing = sorted(set(self.class_names) - set(class_names))
+            added = sorted(set(class_names) - set(self.class_names))
             what = f"it lacks {missing[:5]} and adds {added[:5]}" if missing or added else "the order differs"
             raise ValueError(
                 f"gamma was fitted for another class list ({what}). Fit it on this classifier's own classes."

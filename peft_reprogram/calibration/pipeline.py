@@ -52,6 +52,7 @@ class Calibration:
         score ([`Score`], *optional*): What the threshold is compared to; made from the name in the threshold if not given
             and nothing has to be fitted for it. A score that looks at features rather than logits is not touched by the
             first two steps.
+        identity (`str`, *optional*): Identity of the model that it was fitted for.
 
     Raises:
         ValueError: If gamma was fitted at another temperature, or the threshold is one of an unknown or another score.
@@ -61,6 +62,7 @@ class Calibration:
     gamma: Optional[GammaCalibrator] = None
     threshold: Optional[Threshold] = None
     score: Optional[Score] = None
+    identity: Optional[str] = None
 
     def __post_init__(self) -> None:
         scale = 1.0 if self.temperature is None else self.temperature.value
@@ -143,12 +145,13 @@ class Calibration:
             calibrator = replace(calibrator, temperature=scale)
         elif gamma is not None:
             raise ValueError(f"`gamma` must be 'alg' or a GammaCalibrator, got {gamma!r}.")
-        calibration = cls(scaling, calibrator)
+        calibration = cls(scaling, calibrator, identity=outputs.identity)
         if score is None:
             return calibration
         score = get_score(score) if isinstance(score, str) else score
         id_scores = score.score(calibration.apply(outputs))
-        return cls(scaling, calibrator, Threshold.fit(id_scores, tpr, score=score), score)
+        threshold = Threshold.fit(id_scores, tpr, score=score, identity=outputs.identity)
+        return replace(calibration, threshold=threshold, score=score)
 
     def logits(self, logits: torch.Tensor) -> torch.Tensor:
         """
@@ -187,7 +190,7 @@ class Calibration:
         if self.threshold is not None:
             assert self.score is not None
             scores = self.score.score(calibrated)
-            is_ood = self.threshold.is_ood(scores)
+            is_ood = self.threshold.is_ood(scores, identity=calibrated.identity)
         return Prediction(calibrated.logits.argmax(dim=-1), calibrated.logits.softmax(dim=-1), scores, is_ood)
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
@@ -201,6 +204,7 @@ class Calibration:
         steps = {"temperature": self.temperature, "gamma": self.gamma, "threshold": self.threshold}
         content: dict[str, Any] = {name: step.to_dict() for name, step in steps.items() if step is not None}  # type: ignore[attr-defined]
         content["score"] = None if self.score is None else {"name": self.score.name, "options": self.score.options}
+        content["identity"] = self.identity
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.score is not None and self.score.requires_fit:
             self.score.save(folder / SCORE_FILE)
@@ -233,4 +237,5 @@ class Calibration:
             GammaCalibrator.from_dict(content["gamma"]) if "gamma" in content else None,
             Threshold.from_dict(content["threshold"]) if "threshold" in content else None,
             score,
+            content.get("identity"),
         )

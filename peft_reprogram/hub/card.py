@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from . import layout
+from .calibration import Fitted, read_fitted
 from .checks import AdapterContents, check_adapter, read_settings
+from .ownership import adapter_identity, name_in
 from .weights import read_weights
 
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from ..calibration import Calibration
     from ..evaluation import Results
 
 MOST_CLASSES = 50
@@ -93,8 +96,9 @@ def make_card(
 
     Everything in it is taken from the adapter: its configuration, the results of training and evaluation that lie beside
     it, its threshold. Names of classes and data are escaped, never interpreted. An evaluation of another model, such as an
-    earlier adapter in the same folder, is left out with a warning. It is told by the fingerprint of the model, for which the
-    adapter is loaded; where its base model is not on this machine, by the one that the threshold is bound to, if any.
+    earlier adapter in the same folder, is left out with a warning, and so is a threshold or calibration. They are told
+    by the fingerprint of the model, for which the adapter is loaded; where its base model is not on this machine, by the one
+    that the threshold is bound to, if any.
 
     Args:
         folder (`str` or `Path`): The adapter.
@@ -111,10 +115,30 @@ def make_card(
     Raises:
         ValueError: If the adapter is broken, or the results have no such model.
     """
-    from huggingface_hub import ModelCard
 
     contents = check_adapter(folder)
-    evaluation, name = _own_results(contents, _load_results(contents, results), model)
+    return write_card(contents, adapter_identity(contents), repo_id, license, results, model)
+
+
+def write_card(
+    contents: AdapterContents,
+    identity: Optional[str],
+    repo_id: Optional[str] = None,
+    license: Optional[str] = None,
+    results: Union[Results, str, Path, None] = None,
+    model: Optional[str] = None,
+) -> ModelCard:
+    """
+    [`make_card`] where the adapter's fingerprint is known already.
+
+    Args:
+        contents ([`AdapterContents`]): The adapter.
+        identity (`str`, *optional*): Its fingerprint, if it can be told.
+        repo_id, license, results, model: As for [`make_card`].
+    """
+    from huggingface_hub import ModelCard
+
+    evaluation, name = _own_results(contents, identity, _load_results(contents, results), model)
     training = (
         read_settings(contents.folder / layout.TRAINING_RESULTS) if contents.has(layout.TRAINING_RESULTS) else {}
     )
@@ -122,7 +146,7 @@ def make_card(
     card = ModelCard.from_template(
         _card_data(contents, training, evaluation, name, title, license),
         template_str=files(__package__).joinpath("card_template.md").read_text("utf-8"),
-        **_text(contents, training, evaluation, name, title, license),
+        **_text(contents, _own_fitted(contents, identity), training, evaluation, name, title, license),
     )
     card.save(contents.folder / layout.CARD)
     return card
@@ -145,14 +169,13 @@ def _load_results(contents: AdapterContents, results: Union[Results, str, Path, 
 
 
 def _own_results(
-    contents: AdapterContents, results: Optional[Results], model: Optional[str]
+    contents: AdapterContents, identity: Optional[str], results: Optional[Results], model: Optional[str]
 ) -> tuple[Optional[Results], str]:
     """The evaluation and the adapter's name in it, unless it is one of other models."""
     if results is None:
         return None, ""
-    identity = _identity(contents)
-    own = [name for name, measures in results.models.items() if measures.identity == identity]
-    name = model or (own[0] if own else adapter_name(contents.folder, results))
+    own = None if identity is None else name_in(results, identity)
+    name = model or own or adapter_name(contents.folder, results)
     if identity is None or results.measures(name).identity == identity:
         return results, name
     warnings.warn(
@@ -160,20 +183,25 @@ def _own_results(
         "adapter, base model or version), so the card leaves it out. Evaluate it anew: `peft-reprogram evaluate --adapter "
         f"{contents.folder} --dataset DATA --output {contents.folder / layout.EVALUATION_RESULTS}`.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return None, ""
 
 
-def _identity(contents: AdapterContents) -> Optional[str]:
-    """Fingerprint of the adapter on its base model; `None` if it can't be told here."""
-    from .load import load_classifier
-
-    try:
-        return load_classifier(contents.folder, local_files_only=True, device="cpu").identity
-    except (FileNotFoundError, ValueError):  # its base model isn't here, or is another by now
-        bound = read_settings(contents.folder / layout.THRESHOLD) if contents.has(layout.THRESHOLD) else {}
-        return bound.get("identity")
+def _own_fitted(contents: AdapterContents, identity: Optional[str]) -> Fitted:
+    """Threshold and calibration, unless they are another adapter's."""
+    fitted = read_fitted(contents)
+    foreign = [file for file, owner in fitted.identities.items() if identity not in (None, owner)]
+    if not foreign:
+        return fitted
+    warnings.warn(
+        f"{' and '.join(foreign)} in {contents.folder} was fitted on another model than this adapter (their fingerprints "
+        "differ), so the card leaves out threshold and calibration. Fit them anew, with `predictor.calibrate(images)` for "
+        "instance.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return Fitted(None, None, None)
 
 
 def adapter_name(folder: Path, results: Results) -> str:
@@ -220,6 +248,7 @@ def _card_data(
 
 def _text(
     contents: AdapterContents,
+    fitted: Fitted,
     training: Mapping[str, Any],
     results: Optional[Results],
     name: str,
@@ -229,8 +258,8 @@ def _text(
     kind = _peft_type(contents)
     recipe = training.get("recipe") or {}
     base = _hub_name(contents.base_model)
-    threshold = read_settings(contents.folder / layout.THRESHOLD) if contents.has(layout.THRESHOLD) else None
-    score = threshold.get("score") if threshold else None
+    threshold = fitted.threshold or (fitted.calibration and fitted.calibration.threshold)
+    score = threshold.score if threshold else None
     return {
         "title": escape(title.rpartition("/")[2]),
         "kind": KINDS.get(kind, f"A {escape(kind)} adapter") if contents.peft_config else "A classifier",
@@ -256,7 +285,8 @@ def _text(
         else "By default it is "
         + ("`mcm`, the largest softmax of the cosines." if contents.is_zero_shot else "`msp`, the largest softmax."),
         "threshold": threshold
-        and {"value": f"{threshold['value']:.4g}", "tpr": f"{threshold['tpr']:.1%}", "n": f"{threshold['n']:,}"},
+        and {"value": f"{threshold.value:.4g}", "tpr": f"{threshold.tpr:.1%}", "n": f"{threshold.n:,}"},
+        "calibration": _calibration(fitted.calibration),
         "recipe": _recipe(training, recipe),
         "data": _data(recipe, results),
         "trained": TRAINED.get(kind, f"{training['trainable_parameters']:,} numbers" if training else "few weights"),
@@ -305,6 +335,26 @@ def _classes(contents: AdapterContents) -> str:
         return "The names of the classes were not recorded: pass `class_names=[...]` to `load_classifier`."
     more = f" and {len(names) - MOST_CLASSES:,} more" if len(names) > MOST_CLASSES else ""
     return ", ".join(escape(name) for name in names[:MOST_CLASSES]) + more + "."
+
+
+def _calibration(calibration: Optional[Calibration]) -> list[str]:
+    """What acts on the logits, in its order."""
+    if calibration is None:
+        return []
+    steps = []
+    if calibration.temperature is not None:
+        value, n = calibration.temperature.value, calibration.temperature.n
+        steps.append(f"The logits are divided by the temperature {value:.4g}, which was fitted on {n:,} images.")
+    if calibration.gamma is not None:
+        absent = [calibration.gamma.class_names[index] for index in calibration.gamma.absent_classes]
+        more = f" and {len(absent) - MOST_CLASSES:,} more" if len(absent) > MOST_CLASSES else ""
+        steps.append(
+            f"{calibration.gamma.gamma:.4g} is added to the logits of the classes that it was not fine-tuned on: "
+            f"{', '.join(map(escape, absent[:MOST_CLASSES]))}{more} (arXiv 2409.16223)."
+        )
+    if calibration.threshold is not None:
+        steps.append("The out-of-distribution score of the result is compared to the threshold below.")
+    return steps
 
 
 def _recipe(training: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str]]:

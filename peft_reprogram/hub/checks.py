@@ -162,6 +162,32 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_fields(cls: type, settings: Any, where: str) -> None:
+    """
+    Compare values from a file with the annotations of the dataclass that they are for; fields that it lacks are left to it.
+
+    Args:
+        cls (`type`): The dataclass.
+        settings: What the file holds.
+        where (`str`): The file, for messages.
+
+    Raises:
+        UnsafeAdapterError: If they are no object, or one is of another type; a number must be finite.
+    """
+    if not isinstance(settings, dict):
+        raise UnsafeAdapterError(f"{where} must hold a JSON object, got {_quoted(settings)}.")
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # a type that PEFT imports for type checkers only
+        return
+    for field in dataclasses.fields(cls):
+        if field.name in settings and not _fits(settings[field.name], hints[field.name]):
+            raise UnsafeAdapterError(
+                f"{where} has {_quoted(settings[field.name])} for `{field.name}`, which must be "
+                f"{_described(hints[field.name])}."
+            )
+
+
 def _check_sizes(folder: Path) -> None:
     for name, limit in layout.READ.items():
         if (folder / name).is_file() and (size := (folder / name).stat().st_size) > limit:
@@ -205,7 +231,7 @@ def _check_peft_config(config: dict[str, Any]) -> None:
             f"{layout.ADAPTER_CONFIG} has the `peft_type` {_quoted(kind)}, which PEFT does not know here. Update `peft` and "
             "`peft-reprogram`, or import the package that defines the type."
         )
-    _check_types(known[kind], config)
+    check_fields(known[kind], config, layout.ADAPTER_CONFIG)
     if config.get("megatron_config"):
         raise UnsafeAdapterError(
             f"{layout.ADAPTER_CONFIG} asks to import a module (`megatron_config`), which is never done."
@@ -225,19 +251,6 @@ def _check_peft_config(config: dict[str, Any]) -> None:
                 raise UnsafeAdapterError(
                     f"{layout.ADAPTER_CONFIG} has {_quoted(value)} for `{name}`; sizes are accepted up to {MAX_SIZE:,}."
                 )
-
-
-def _check_types(config_cls: type, config: Mapping[str, Any]) -> None:
-    try:
-        hints = typing.get_type_hints(config_cls)
-    except NameError:  # a type that PEFT imports for type checkers only
-        return
-    for field in dataclasses.fields(config_cls):
-        if field.name in config and not _fits(config[field.name], hints[field.name]):
-            raise UnsafeAdapterError(
-                f"{layout.ADAPTER_CONFIG} has {_quoted(config[field.name])} for `{field.name}`, which must be "
-                f"{_described(hints[field.name])}."
-            )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -270,6 +283,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _described(hint: Any) -> str:
+    if hint is float:
+        return "a finite number"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 

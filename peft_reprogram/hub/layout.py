@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..calibration.gamma import GAMMA_FILE
-from ..calibration.pipeline import CALIBRATION_FILE
+from ..calibration.gamma import GAMMA_FILE as GAMMA
+from ..calibration.pipeline import CALIBRATION_FILE as CALIBRATION
 from ..calibration.pipeline import SCORE_FILE as CALIBRATION_SCORE
 from ..classifier import CLASSIFIER_FILE
 
@@ -35,6 +35,9 @@ READ = {
     "processor_config.json": _SETTINGS,
     THRESHOLD: _SETTINGS,
     SCORE: 1024 * _MIB,
+    CALIBRATION: _SETTINGS,
+    CALIBRATION_SCORE: 1024 * _MIB,
+    GAMMA: _SETTINGS,
     TRAINING_RESULTS: 64 * _MIB,
     EVALUATION_RESULTS: 64 * _MIB,
     "tokenizer.json": _VOCABULARY,
@@ -51,9 +54,6 @@ SHOWN = (CARD,)
 WRITTEN = (
     *READ,
     *SHOWN,
-    CALIBRATION_FILE,
-    CALIBRATION_SCORE,
-    GAMMA_FILE,
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "chat_template.jinja",

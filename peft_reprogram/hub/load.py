@@ -8,12 +8,12 @@ from torch import nn
 
 from ..classifier import ZeroShotClassifier
 from ..data import ImagePreprocessor
-from ..ood import Score, Threshold, get_score
 from . import layout
-from .checks import AdapterContents, check_adapter, check_names, read_settings
+from .calibration import read_fitted
+from .checks import AdapterContents, check_adapter, check_names
 from .download import fetch
 from .predictor import Predictor
-from .weights import UnsafeAdapterError, read_header, read_weights
+from .weights import UnsafeAdapterError, read_weights
 
 
 def load_classifier(
@@ -27,7 +27,7 @@ def load_classifier(
     device: Union[str, torch.device, None] = None,
 ) -> Predictor:
     """
-    Load an adapter with all that it takes to classify images: base model, preprocessing, class names, threshold.
+    Load an adapter with all that it takes to classify images: base model, preprocessing, class names, calibration, threshold.
 
     Everything is checked before it is used: no pickle is opened, no code of a repository is run, and no memory is allocated
     on the word of a configuration.
@@ -63,16 +63,24 @@ def load_classifier(
     folder = fetch(path_or_repo, revision=revision, token=token, local_files_only=local_files_only)
     contents = check_adapter(folder)
     options = {"token": token, "local_files_only": local_files_only, "trust_remote_code": False}
-    loader = _Loader(contents, str(path_or_repo), model, options)
+    loader = Loader(contents, str(path_or_repo), model, options)
     names = contents.class_names if class_names is None else check_names(class_names)
     classifier, names = loader.load(names)
     preprocess = loader.load_preprocessor()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(classifier.to(device), preprocess, names, *_load_calibration(contents))
+    return Predictor(classifier.to(device), preprocess, names, *read_fitted(contents))
 
 
-class _Loader:
-    """Loads the parts of one adapter; `base` is where its base model comes from."""
+class Loader:
+    """
+    Loads the parts of one adapter.
+
+    Args:
+        contents ([`AdapterContents`]): The adapter, checked.
+        name (`str`): What to call it in messages.
+        model (`str`, `Path` or `torch.nn.Module`, *optional*): The base model, if not the one that the adapter names.
+        options (`dict`): Passed on to the loading of the base model.
+    """
 
     def __init__(
         self, contents: AdapterContents, name: str, model: Union[str, Path, nn.Module, None], options: dict[str, Any]
@@ -225,23 +233,3 @@ def _wrong_base(name: str, model: nn.Module, reason: str) -> ValueError:
         f"the adapter {name} does not fit the base model {type(model).__name__} ({source}): {reason[:1000]}. It belongs to "
         "another base model; pass the right one: `load_classifier(..., model=...)`."
     )
-
-
-def _load_calibration(contents: AdapterContents) -> tuple[Optional[Score], Optional[Threshold]]:
-    score = threshold = None
-    try:
-        if contents.has(layout.SCORE):
-            read_header(contents.folder / layout.SCORE)
-            read_weights(contents.folder / layout.SCORE)
-            score = Score.load(contents.folder / layout.SCORE)
-        if contents.has(layout.THRESHOLD):
-            threshold = Threshold.from_dict(read_settings(contents.folder / layout.THRESHOLD))
-            if score is None and threshold.score is not None:
-                score = get_score(threshold.score, **threshold.options)
-                if not score.is_fitted:
-                    raise ValueError(
-                        f"the threshold is one of the score {score.name!r}, but {layout.SCORE} is missing."
-                    )
-    except (TypeError, ValueError) as error:
-        raise UnsafeAdapterError(f"the calibration of the adapter is damaged: {error}") from error
-    return score, threshold

@@ -20,12 +20,15 @@ class _PipelineModel(PreTrainedModel):
     config_class = PretrainedConfig
     main_input_name = "pixel_values"
 
-    def __init__(self, config: PretrainedConfig, classifier: torch.nn.Module) -> None:
+    def __init__(self, config: PretrainedConfig, predictor: Predictor) -> None:
         super().__init__(config)
-        self.classifier = classifier
+        self.classifier = predictor.classifier
+        self.calibration = predictor.calibration
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        return ImageClassifierOutput(logits=self.classifier(pixel_values=pixel_values).logits)
+        return ImageClassifierOutput(
+            logits=self.calibration.logits(self.classifier(pixel_values=pixel_values).logits.float())
+        )
 
 
 class _PipelineProcessor(BaseImageProcessor):
@@ -56,7 +59,7 @@ def make_pipeline(predictor: Predictor, **kwargs: Any) -> Any:
         problem_type="single_label_classification",
     )
     return _Pipeline(
-        model=_PipelineModel(config, predictor.classifier).eval(),
+        model=_PipelineModel(config, predictor).eval(),
         image_processor=_PipelineProcessor(predictor.preprocess),
         device=predictor.device,
         **kwargs,

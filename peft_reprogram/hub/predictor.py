@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
+from ..calibration import Calibration
 from ..data import ImagePreprocessor
 from ..ood import ModelOutputs, Score, Threshold, get_score
 from . import layout
@@ -23,8 +24,8 @@ class Prediction:
 
     Args:
         label (`str`): The most probable class.
-        probability (`float`): Its softmax probability, in [0, 1]. It says how the classes compare, not whether the image
-            shows any of them.
+        probability (`float`): Its softmax probability, in [0, 1], calibrated where the classifier is. It says how the classes
+            compare, not whether the image shows any of them.
         score (`float`): Out-of-distribution score; larger means more like the images the model was made for.
         is_ood (`bool`, *optional*): Whether the score lies below the threshold; `None` without a threshold.
         probabilities (`dict[str, float]`): The probability of each class.
@@ -39,7 +40,8 @@ class Prediction:
 
 class Predictor:
     """
-    A classifier that is ready for images: model, preprocessing, class names, out-of-distribution score and threshold.
+    A classifier that is ready for images: model, preprocessing, class names, calibration, out-of-distribution score and
+    threshold.
 
     Args:
         classifier (`torch.nn.Module`): A [`ZeroShotClassifier`], or an image classifier whose output has `logits`.
@@ -47,7 +49,14 @@ class Predictor:
         class_names (`list[str]`): Names of the C classes in the order of the logits.
         score ([`Score`], *optional*): The out-of-distribution score; `mcm` for text-image models and `msp` for others by
             default.
-        threshold ([`Threshold`], *optional*): Below it an image is called out-of-distribution.
+        threshold ([`Threshold`], *optional*): Below it an image is called out-of-distribution. It is one of the model's own
+            outputs, as the score is.
+        calibration ([`Calibration`], *optional*): Acts on the logits before anything is decided, in the order that it
+            defines: temperature, gamma, threshold. Where it has a threshold, no other may be given; without one, score and
+            `threshold` look at the uncalibrated logits, as they do without calibration.
+
+    Raises:
+        ValueError: If there are two thresholds, one of another score, or a gamma for other classes.
 
     Example:
 
@@ -65,6 +74,7 @@ class Predictor:
         class_names: list[str],
         score: Optional[Score] = None,
         threshold: Optional[Threshold] = None,
+        calibration: Optional[Calibration] = None,
     ) -> None:
         from ..evaluation.readers import make_reader
 
@@ -72,20 +82,29 @@ class Predictor:
         self.preprocess = preprocess
         self.class_names = class_names
         default = get_score("mcm" if hasattr(classifier, "get_class_features") else "msp")
+        self.calibration = calibration or Calibration()
+        if self.calibration.gamma is not None:
+            self.calibration.gamma.check_class_names(class_names)
+        if self.calibration.threshold is not None:
+            if threshold is not None:
+                raise ValueError("the calibration has a threshold of its own: give no other `threshold`.")
+            score, threshold = self.calibration.score, self.calibration.threshold
         self.score = default if score is None else score
         self.threshold = threshold
         if threshold is not None and threshold.score not in (None, self.score.name):
             raise ValueError(f"the threshold is one of the score {threshold.score!r}, not of {self.score.name!r}.")
         self._identity: Optional[str] = None
-        known = {name for name in (self.score.identity, threshold and threshold.identity) if name}
-        if known and known != {self.identity}:
+        if not all(self._belongs(part) for part in (self.score, threshold, self.calibration)):
             warnings.warn(
-                "The out-of-distribution threshold was fitted on another model, or under versions that load this one "
-                "differently, so `is_ood` will be None. Fit it anew with `predictor.calibrate(images)`.",
+                "The calibration or the out-of-distribution threshold was fitted on another model, or under versions that load "
+                "this one differently, so it is not used and `is_ood` will be None. Fit it anew, with "
+                "`predictor.calibrate(images)` for instance.",
                 UserWarning,
                 stacklevel=2,
             )
             self.threshold = None
+            if self.calibration.threshold is not None or not self._belongs(self.calibration):
+                self.calibration = Calibration()
             self.score = default if self.score.identity is not None else self.score
         self._reader = make_reader(classifier, patch_features="patch_features" in self.score.needs)
 
@@ -130,7 +149,7 @@ class Predictor:
 
     def outputs(self, images: Any, *, batch_size: int = 64, progress_bar: Optional[bool] = None) -> ModelOutputs:
         """
-        Logits and features, to fit scores and thresholds on.
+        Logits and features as the model gives them, to fit scores, thresholds and a calibration on.
 
         Args:
             images: As in [`~Predictor.predict`].
@@ -163,13 +182,15 @@ class Predictor:
         Returns:
             [`Threshold`]: Also in `self.threshold`; [`~Predictor.save_calibration`] stores it with the adapter.
         """
-        scores = self.score.score(self.outputs(images, batch_size=batch_size))
+        scores = self.score.score(self._scored(self.outputs(images, batch_size=batch_size)))
         self.threshold = Threshold.fit(scores, tpr, score=self.score, identity=self.identity)
+        if self.calibration.threshold is not None:
+            self.calibration = replace(self.calibration, threshold=self.threshold)
         return self.threshold
 
     def save_calibration(self, folder: Union[str, Path]) -> None:
         """
-        Store score and threshold with the adapter, where [`load_classifier`] finds them.
+        Store score, threshold and calibration with the adapter, where [`load_classifier`] finds them.
 
         Args:
             folder (`str` or `Path`): The adapter's folder.
@@ -179,6 +200,10 @@ class Predictor:
         """
         if self.threshold is None:
             raise ValueError("there is no threshold to save: fit one with `predictor.calibrate(images)`.")
+        if self.calibration != Calibration():
+            self.calibration.save_pretrained(folder)
+        if self.calibration.threshold is not None:
+            return
         if self.score.requires_fit:
             self.score.save(Path(folder) / layout.SCORE)
         self.threshold.save(Path(folder) / layout.THRESHOLD)
@@ -191,7 +216,7 @@ class Predictor:
             **kwargs: Arguments of `transformers.pipeline`, such as `batch_size` or `top_k`.
 
         Returns:
-            `transformers.ImageClassificationPipeline`: Gives labels and probabilities; it knows no threshold.
+            `transformers.ImageClassificationPipeline`: Gives labels and calibrated probabilities; it knows no threshold.
         """
         from .pipeline import make_pipeline
 
@@ -213,14 +238,22 @@ class Predictor:
     @torch.no_grad()
     def _read(self, pixel_values: torch.Tensor) -> ModelOutputs:
         values: dict[str, Any] = {**self._reader.read(pixel_values.to(self.device)), **self._reader.head()}
-        # A score or threshold that was fitted anonymously is compared with nothing, and the hash costs time.
+        # What was fitted anonymously is compared with nothing, and the hash costs time.
         bound = self.score.identity is not None or (self.threshold is not None and self.threshold.identity is not None)
         return ModelOutputs(**values, identity=self.identity if bound else None)
 
+    def _belongs(self, fitted: Any) -> bool:
+        # The fingerprint costs time: it is taken only where there is one to compare.
+        return fitted is None or fitted.identity is None or fitted.identity == self.identity
+
+    def _scored(self, outputs: ModelOutputs) -> ModelOutputs:
+        """The outputs that score and threshold look at."""
+        return outputs if self.calibration.threshold is None else self.calibration.apply(outputs)
+
     def _predictions(self, outputs: ModelOutputs) -> list[Prediction]:
-        scores = self.score.score(outputs)
+        scores = self.score.score(self._scored(outputs))
         ood = None if self.threshold is None else self.threshold.is_ood(scores, identity=outputs.identity).tolist()
-        rows = outputs.logits.softmax(dim=-1).tolist()
+        rows = self.calibration.logits(outputs.logits).softmax(dim=-1).tolist()
         predictions = []
         for index, (row, score) in enumerate(zip(rows, scores.tolist())):
             best = max(range(len(row)), key=row.__getitem__)

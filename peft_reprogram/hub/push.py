@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 
 from . import layout
 from .checks import AdapterContents, check_adapter
+from .ownership import adapter_identity, check_ownership
 
 
 class PushError(RuntimeError):
@@ -33,7 +34,8 @@ def push_to_hub(
 
     A card that somebody wrote into the folder is published as it is; otherwise one is made, see
     [`~peft_reprogram.hub.make_card`]. Files of an earlier adapter that this one lacks are removed in the same commit, so
-    that no old threshold stays behind.
+    that no old threshold stays behind; an evaluation, a threshold or a calibration that was made for another adapter is
+    refused, for which the adapter is loaded.
 
     Args:
         folder (`str` or `Path`): What training wrote.
@@ -53,16 +55,20 @@ def push_to_hub(
 
     Raises:
         UnsafeAdapterError: If the adapter itself is broken.
-        ValueError: If its base model is a local folder and `base_model` is not given.
+        ValueError: If its base model is a local folder and `base_model` is not given, or a file beside it belongs to another
+            adapter.
         PushError: If the Hub does not take it.
     """
     contents = check_adapter(folder)
     base_model = _published_base_model(contents, base_model)
+    identity = adapter_identity(contents)
+    if identity is not None:
+        check_ownership(contents, identity)
     with _staged(contents, base_model) as staging:
         if not _has_written_card(staging):
-            from .card import make_card
+            from .card import write_card
 
-            make_card(staging, repo_id=repo_id, license=license)
+            write_card(check_adapter(staging), identity, repo_id, license)
         try:
             return _commit(staging, repo_id, private, revision, create_pr, commit_message, token)
         except Exception as error:  # of the Hub, its client or its HTTP library

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 
+from peft_reprogram.calibration import Calibration, GammaCalibrator, Temperature
 from peft_reprogram.hub import load_classifier, make_card
 from peft_reprogram.hub.card import escape
 
@@ -265,6 +266,31 @@ def test_an_evaluation_of_an_earlier_adapter_is_left_out(evaluated, results):
     assert card.data.eval_results is None
     auroc = results.measures("adapter").ood["mcm"]["noise"]["auroc"]
     assert f"{100 * auroc:.1f}" not in card.text.split("## Training")[0].split("## Results")[1]
+
+
+def test_a_threshold_of_an_earlier_adapter_is_left_out(evaluated):
+    assert "`is_ood` is true below" in make_card(evaluated).text
+    weights = load_file(evaluated / "adapter_model.safetensors")
+    save_file({name: tensor + 0.5 for name, tensor in weights.items()}, evaluated / "adapter_model.safetensors")
+    (evaluated / "evaluation.json").unlink()
+    with pytest.warns(UserWarning, match=r"ood_threshold\.json in .* was fitted on another model than this adapter"):
+        card = make_card(evaluated)
+    assert "`is_ood` is true below" not in card.text
+    assert "No threshold comes with this adapter" in card.text
+    assert "and says when an image belongs to none of them" not in card.text
+
+
+def test_a_calibration_is_stated_in_its_order(evaluated, pictures):
+    gamma = GammaCalibrator(0.75, CLASSES, [0, 1], temperature=2.0)
+    Calibration(Temperature(2.0, 4321), gamma).save_pretrained(evaluated)
+    section = make_card(evaluated).text.split("## Calibration\n")[1].split("\n## ")[0]
+    assert (
+        "1. The logits are divided by the temperature 2, which was fitted on 4,321 images.\n2. 0.75 is added"
+        in section
+    )
+    assert "not fine-tuned on: two \\| &lt;b&gt;many&lt;/b&gt; (arXiv 2409.16223)." in section
+    assert "The numbers below were measured without it." in section
+    assert "`is_ood` is true below" in make_card(evaluated).text  # by the threshold of the uncalibrated outputs
 
 
 def test_an_evaluation_finds_its_adapter_under_any_name(evaluated, results):

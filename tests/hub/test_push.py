@@ -11,7 +11,9 @@ from importlib.metadata import version
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save_file
 
+from peft_reprogram.calibration import Calibration
 from peft_reprogram.hub import PushError, UnsafeAdapterError, load_classifier, push_to_hub
 
 
@@ -73,8 +75,6 @@ def test_everything_is_published_in_one_commit(hub, adapter, pictures):
 
 def test_round_trip_to_a_fresh_process(hub, published, adapter, pictures, tmp_path):
     """A process that knows nothing but the card runs its examples word for word, and gets the same logits bit for bit."""
-    from safetensors.torch import load_file
-
     expected = logits(load_classifier(adapter))
     card = hub.files(published)["README.md"].decode()
     usage, with_peft = re.findall(r"```python\n(.*?)\n```", card, flags=re.S)
@@ -125,8 +125,6 @@ def test_offline_from_the_cache(hub, published, monkeypatch):
 def test_revisions_are_pinned(hub, published, adapter):
     first = hub.repositories["model", published].refs["main"]
     old = logits(load_classifier(published))
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value + 0.1 for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
     push_to_hub(adapter, published, base_model="alice/base")
@@ -171,6 +169,32 @@ def test_stale_files_leave_with_the_commit(hub, adapter, pictures):
     assert "ood_threshold.json" not in files
     assert files["notes.txt"] == b"mine"
     assert commits(hub)[-1] == "Second"
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "ood_threshold.json", "calibration.json"])
+def test_what_belongs_to_another_adapter_is_not_published(hub, adapter, results, pictures, file):
+    predictor = load_classifier(adapter)
+    if file == "evaluation.json":
+        results.save(adapter / file)
+    elif file == "ood_threshold.json":
+        predictor.calibrate(pictures)
+        predictor.save_calibration(adapter)
+    else:
+        Calibration.fit(predictor.outputs(pictures), torch.tensor([0, 1, 2, 0, 1]), temperature=False).save_pretrained(
+            adapter
+        )
+    (adapter / "README.md").write_text("---\nlicense: mit\n---\nMy own words.\n")
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value + 0.1 for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"{file} does not belong to the adapter in .*Remove the file, or (eval|fit)"
+    ):
+        push_to_hub(adapter, "alice/adapter", base_model="alice/base")
+    assert hub.repositories == {}
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+    push_to_hub(adapter, "alice/adapter", base_model="alice/base")
+    assert file in hub.files("alice/adapter")
 
 
 def test_card_that_somebody_wrote_is_kept(hub, adapter):
