@@ -29,6 +29,7 @@ from peft_reprogram import ZeroShotClassifier
 from peft_reprogram.atomic import replacing
 from peft_reprogram.bench.store import ResultStore
 from peft_reprogram.command_line import parse_config
+from peft_reprogram.commands.exit import run
 from peft_reprogram.data import ImageData, ImagePreprocessor, load_image_data
 from peft_reprogram.evaluation.figures import COLORS
 from peft_reprogram.shift import with_corruption
@@ -174,7 +175,7 @@ class Study:
         self.root = Path(study.root)
         self.folder = Path(study.output_dir)
         self.store = ResultStore(self.folder / "cells.jsonl")
-        self.class_names = load_image_data(self.root / study.source, split="test").class_names
+        self.class_names = load_image_data(self.root / study.source, split="test").class_names or []
         # A cell of another recipe would be taken for one of this.
         self.recipe = study.recipe()
 
@@ -547,9 +548,4 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (FloatingPointError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main, sys.argv[1:])
