@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..calibration.temperature import NoTemperatureError, Temperature
 from ..metrics import (
     accuracy,
     balanced_accuracy,
@@ -26,7 +27,6 @@ from ..shift import list_corruptions
 from .curves import score_curves
 from .results import ModelMeasures
 from .stored_outputs import StoredOutputs
-from .temperature import fit_temperature
 
 
 CALIBRATION_BINS = 15
@@ -109,8 +109,11 @@ def measure(
     if passes.calibration is not None:
         held_out = passes.calibration.load()
         assert held_out.labels is not None
-        temperature = fit_temperature(held_out.logits.numpy(), held_out.labels.numpy())
-        calibration["scaled"] = _classification(passes.id, temperature)[1]
+        try:
+            temperature = Temperature.fit(held_out.logits, held_out.labels).value
+            calibration["scaled"] = _classification(passes.id, temperature)[1]
+        except NoTemperatureError as error:
+            calibration["not_scaled"] = str(error)
     measures = ModelMeasures(passes.id.outputs.identity, id_measures, calibration, curves={"reliability": reliability})
     measures.shifts = {
         name: _accuracies(_predictions(shift.outputs), shift.labels, class_names)

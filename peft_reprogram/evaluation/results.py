@@ -25,7 +25,8 @@ class ModelMeasures:
         id (`dict`): Of the in-distribution set: `accuracy`, `balanced_accuracy`, `class_accuracy` (name -> accuracy) and
             `n`.
         calibration (`dict`): `ece`, `ece_equal_mass`, `nll`, `brier`, `confidence`, `bins` on the in-distribution set;
-            and where a temperature was fitted the same numbers after scaling under `scaled`, with `temperature`.
+            and where a temperature was fitted the same numbers after scaling under `scaled`, with `temperature`, or under
+            `not_scaled` why no finite one is best.
         shifts (`dict`): Shift -> what `id` holds.
         shift_summary (`dict`): `mean`, `worst`, `worst_shift`, `relative_robustness` (shift -> fraction),
             `mean_relative_robustness`; empty without shifts.

@@ -19,6 +19,14 @@ def nll(log_temperature: float, logits: np.ndarray, labels: np.ndarray) -> float
     return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
 
 
+def test_it_follows_the_scale_of_the_logits():
+    """Over ten orders of magnitude of the slope."""
+    logits, labels = samples()
+    value = Temperature.fit(logits, labels).value
+    assert Temperature.fit(logits * 1e3, labels).value == pytest.approx(1e3 * value, rel=1e-8)
+    assert Temperature.fit(logits / 1e3, labels).value == pytest.approx(1e-3 * value, rel=1e-8)
+
+
 @pytest.mark.parametrize("scale", [0.01, 0.5, 1.0, 3.0, 100.0])
 def test_it_minimises_the_negative_log_likelihood(scale):
     logits, labels = samples(scale=scale)

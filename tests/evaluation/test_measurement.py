@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score, roc_curve
 
+from peft_reprogram.calibration import Temperature
 from peft_reprogram.evaluation import Extraction
 from peft_reprogram.evaluation.curves import ROC_GRID, score_curves
 from peft_reprogram.evaluation.curves import roc_curve as stored_roc_curve
 from peft_reprogram.evaluation.inputs import as_image_data
 from peft_reprogram.evaluation.measurement import LabelledOutputs, Passes, measure, score_outputs
 from peft_reprogram.evaluation.scoring import requested_scores
-from peft_reprogram.evaluation.temperature import fit_temperature
 from peft_reprogram.metrics import calibration_metrics, negative_log_likelihood, ood_metrics
 from peft_reprogram.ood import get_score
 
@@ -88,21 +87,23 @@ def test_a_score_is_fitted_on_a_copy_for_each_model(outputs):
     assert measures.ood["knn"]["ood"] == ood_metrics(*scores)
 
 
-def test_temperature_is_where_the_likelihood_is_highest(outputs):
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 4, (300, 5))
-    labels = np.where(rng.random(300) < 0.6, logits.argmax(axis=1), rng.integers(0, 5, 300))
-    temperature = fit_temperature(logits, labels)
-    best = minimize_scalar(lambda t: negative_log_likelihood(logits, labels, np.exp(t)), bracket=(-1, 2), tol=1e-12)
-    assert temperature == pytest.approx(np.exp(best.x), rel=1e-6)
-    # Multiplying the logits multiplies the temperature, over ten orders of magnitude of the slope.
-    assert fit_temperature(logits * 1e3, labels) == pytest.approx(1e3 * temperature, rel=1e-8)
-    assert fit_temperature(logits / 1e3, labels) == pytest.approx(1e-3 * temperature, rel=1e-8)
-    # Always right: no finite temperature is best.
-    assert fit_temperature(logits, logits.argmax(axis=1)) < 1e-3
-    calibrated = LabelledOutputs(outputs["id"], outputs["id"].labels)
-    measures = measure(make_passes(outputs, calibration=calibrated), CLASSES, {}, **CONVENTION)
-    assert measures.calibration["scaled"]["nll"] <= measures.calibration["nll"]
+def test_calibration_is_reported_after_scaling_too(outputs):
+    logits = outputs["id"].load().logits.numpy()
+    labels = logits.argmax(axis=1)
+    labels[:4] = logits[:4].argmin(axis=1)  # mostly right, so there is a best temperature
+    held_out = LabelledOutputs(outputs["id"], labels)
+    measures = measure(make_passes(outputs, calibration=held_out), CLASSES, {}, **CONVENTION)
+    temperature = Temperature.fit(logits, labels).value
+    assert measures.calibration["scaled"]["temperature"] == temperature
+    expected = negative_log_likelihood(logits, outputs["id"].labels, temperature)
+    assert measures.calibration["scaled"]["nll"] == pytest.approx(expected)
+
+
+def test_where_no_temperature_is_best_the_reason_is_reported(outputs):
+    always_right = LabelledOutputs(outputs["id"], outputs["id"].load().logits.argmax(dim=1).numpy())
+    measures = measure(make_passes(outputs, calibration=always_right), CLASSES, {}, **CONVENTION)
+    assert "scaled" not in measures.calibration
+    assert "all of them are classified right" in measures.calibration["not_scaled"]
 
 
 @pytest.mark.parametrize("ties", [False, True])
