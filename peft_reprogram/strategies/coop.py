@@ -115,6 +115,7 @@ class CoOp(Strategy):
     """
 
     name: ClassVar[str] = "coop"
+    frozen_images: ClassVar[bool] = True
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 2e-3}, {"lr": 2e-2}, {"lr": 2e-1})
 
     lr: float = 2e-3

@@ -25,6 +25,7 @@ class LinearProbe(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "linear_probe"
+    frozen_images: ClassVar[bool] = True
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-2}, {"lr": 3e-2}, {"lr": 3e-3})
 
     lr: float = 1e-2

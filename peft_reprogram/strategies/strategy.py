@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -14,6 +16,7 @@ from torch import nn
 from ..classifier import ZeroShotClassifier
 from ..data import ImageData, ImagePreprocessor
 from ..training import EpochHook, TrainingConfig, TrainingResult, train
+from .embedded import EmbeddedImages, takes_embeddings
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Strategy(ABC):
     # The point of a curve (see `points`, `residual_alphas`) that the paper recommends; None where there is one point.
     paper_alpha: ClassVar[Optional[float]] = None
 
+    # Whether image embeddings stay as they are in training. They are then computed once, which changes nothing but the time.
+    frozen_images: ClassVar[bool] = False
+
     @abstractmethod
     def build(self, task: Task) -> nn.Module:
         """
@@ -134,21 +140,29 @@ class Strategy(ABC):
             task ([`Task`]): The model and the data. A run that was interrupted is continued.
 
         Returns:
-            [`TrainingResult`]
+            [`TrainingResult`]: its seconds include those of embedding images in advance.
         """
         config = self.training_config(task.config)
-        return train(
-            classifier,
-            task.training,
-            config,
-            task.preprocess,
-            parameter_groups=self.parameter_groups(classifier, config),
-            on_epoch_start=self.on_epoch_start(classifier, config),
-            recipe={"strategy": self.name, **asdict(self), "model": task.model, "template": task.template},
-            resume=True,
-            # Where no run has begun, other files are none of its business.
-            overwrite=not (Path(config.output_dir) / "run.json").exists(),
-        )
+        data: ImageData | EmbeddedImages = task.training
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            if self.frozen_images and not task.training.streaming:
+                data = EmbeddedImages(classifier, task.training, task.preprocess, config.eval_batch_size)
+                stack.enter_context(takes_embeddings(classifier))
+            embedding_seconds = time.perf_counter() - started
+            result = train(
+                classifier,
+                data,
+                config,
+                task.preprocess,
+                parameter_groups=self.parameter_groups(classifier, config),
+                on_epoch_start=self.on_epoch_start(classifier, config),
+                recipe={"strategy": self.name, **asdict(self), "model": task.model, "template": task.template},
+                resume=True,
+                # Where no run has begun, other files are none of its business.
+                overwrite=not (Path(config.output_dir) / "run.json").exists(),
+            )
+        return replace(result, seconds=round(result.seconds + embedding_seconds, 3))
 
     def points(self, classifier: nn.Module, task: Task) -> Iterator[tuple[Optional[float], nn.Module]]:
         """

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from peft_reprogram.strategies import get_strategy
+from peft_reprogram.strategies import get_strategy, list_strategies
 from peft_reprogram.strategies.coop import ContextClassifier
 from peft_reprogram.strategies.lp_ft import LPFT
 
@@ -149,3 +149,24 @@ def test_full_and_flyp_train_with_their_losses(task):
     assert get_strategy("flyp").training_config(task.config).objective == "contrastive"
     config = get_strategy("coop", lr=0.5).training_config(task.config)
     assert (config.optimizer, config.lr) == ("sgd", 0.5)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "coop", "reprogrammer_text"])
+def test_embedding_images_once_changes_nothing(name, task, tmp_path, pixel_values, monkeypatch):
+    strategy = get_strategy(name)
+    embedded, result = strategy.fit(task)
+    assert "get_image_features" not in vars(embedded)
+    monkeypatch.setattr(type(strategy), "frozen_images", False)
+    plain, expected = strategy.fit(replace(task, config=replace(task.config, output_dir=str(tmp_path / "plain"))))
+    assert [entry["loss"] for entry in result.history] == pytest.approx([entry["loss"] for entry in expected.history])
+    with torch.no_grad():
+        torch.testing.assert_close(embedded(pixel_values).logits, plain(pixel_values).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_only_frozen_images_are_embedded_once(task):
+    for name in list_strategies():
+        strategy = get_strategy(name)
+        if strategy.frozen_images:
+            classifier = strategy.build(task)
+            features = classifier.get_image_features(torch.zeros(2, 3, 32, 32))
+            assert not features.requires_grad, name
