@@ -6,7 +6,7 @@ import numpy as np
 
 
 # In units of the label's height. The nearest place that is free wins, so few labels go far.
-DISTANCES = (1.05, 1.4, 1.9, 2.5, 3.2, 4.0, 5.0, 6.5)
+DISTANCES = (1.1, 1.3, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.5)
 DIRECTIONS = 16
 
 
@@ -15,7 +15,7 @@ def place_labels(
     sizes: np.ndarray,
     obstacles: np.ndarray,
     limits: tuple[float, float, float, float],
-    radius: float,
+    radii: np.ndarray,
 ) -> np.ndarray:
     """
     Places labels near their points so that they overlap neither each other nor a marker, as far as there is room. Greedy: the
@@ -26,7 +26,7 @@ def place_labels(
         sizes (`np.ndarray`): Width and height of the labels, shape `(N, 2)`.
         obstacles (`np.ndarray`): Centres of markers to keep clear of, shape `(M, 2)`; those of `points` among them.
         limits (`tuple[float, float, float, float]`): Left, right, bottom and top edge of the drawing.
-        radius (`float`): Of the markers.
+        radii (`np.ndarray`): Of these markers, shape `(M,)`.
 
     Returns:
         `np.ndarray`: Centres of the labels, shape `(N, 2)`.
@@ -49,7 +49,7 @@ def place_labels(
             outside, np.maximum(limits[2] - (candidates[:, 1] - half[1]), candidates[:, 1] + half[1] - limits[3])
         )
         cost = 100.0 * np.maximum(outside, 0)
-        cost += 10 * _overlap(candidates, half, obstacles, np.full((len(obstacles), 2), radius)).sum(axis=1)
+        cost += 10 * _overlap(candidates, half, obstacles, np.repeat(radii[:, None], 2, axis=1)).sum(axis=1)
         if placed:
             cost += 20 * _overlap(candidates, half, places[placed], sizes[placed] / 2).sum(axis=1)
         cost += 0.02 * np.linalg.norm(steps, axis=1)

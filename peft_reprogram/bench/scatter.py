@@ -32,7 +32,8 @@ _INK, _SOFT, _LINE, _PAPER = "#00a001", "#00a002", "#00a003", "#00a004"
 _NAMES = {_INK: "ink", _SOFT: "soft", _LINE: "line", _PAPER: "paper"}
 _FIRST_COLOR = 0x00B000
 _FONT_SIZE = 8.0
-_RADIUS = 3.0
+_RADIUS = 2.9
+_RING = 6.0
 
 
 def color_index(strategies: list[str]) -> dict[str, int]:
@@ -71,8 +72,8 @@ def scatter(
         ) from error
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": _FONT_SIZE, "path.simplify": False}):
-        figure = Figure(figsize=(4.9, 4.1), dpi=72)
-        axes = figure.add_axes((0.115, 0.115, 0.87, 0.87))
+        figure = Figure(figsize=(4.3, 3.8), dpi=72)
+        axes = figure.add_axes((0.125, 0.12, 0.86, 0.865))
         axes.patch.set_visible(False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_SOFT)
@@ -81,14 +82,14 @@ def scatter(
         axes.set_axisbelow(True)
         axes.set_xlabel(f"{x[1]} (%)", color=_INK, fontsize=_FONT_SIZE + 1)
         axes.set_ylabel(f"{y[1]} (%)", color=_INK, fontsize=_FONT_SIZE + 1)
-        vertices = _draw_curves(axes, bed, x[0], y[0], colors)
+        along = _draw_curves(axes, bed, x[0], y[0], colors)
         front = {entry.number for entry in bed.front}
         for entry in entries:
             _draw_entry(axes, entry, _place(entry, x[0], y[0]), colors, entry.number in front)
             _draw_spread(axes, entry, x[0], y[0])
         axes.margins(0.07)
         figure.draw_without_rendering()
-        _label(axes, entries, np.array([_place(entry, x[0], y[0]) for entry in entries]), vertices, colors)
+        _label(axes, entries, np.array([_place(entry, x[0], y[0]) for entry in entries]), front, along, colors)
         buffer = io.StringIO()
         figure.savefig(
             buffer,
@@ -114,7 +115,8 @@ def _palette_color(index: int) -> str:
 
 
 def _draw_curves(axes: Any, bed: Bed, x: Key, y: Key, colors: Mapping[str, int]) -> np.ndarray:
-    vertices = []
+    """Returns points along the curves, so close together that no label passes between them."""
+    along = []
     for strategy, points in bed.curves.items():
         places = [_place(point, x, y) for point in points if x in point.statistics and y in point.statistics]
         if places:
@@ -129,8 +131,9 @@ def _draw_curves(axes: Any, bed: Bed, x: Key, y: Key, colors: Mapping[str, int])
                 markersize=3.5,
                 zorder=2,
             )
-            vertices += places
-    return np.array(vertices).reshape(-1, 2)
+            steps = np.linspace(0, len(places) - 1, 1 + 6 * (len(places) - 1))
+            along += list(zip(*(np.interp(steps, range(len(places)), values) for values in zip(*places))))
+    return np.array(along).reshape(-1, 2)
 
 
 def _draw_entry(
@@ -152,7 +155,7 @@ def _draw_entry(
         axes.plot(
             *place,
             marker="o",
-            markersize=4.2 * _RADIUS,
+            markersize=2 * _RING,
             color="none",
             markeredgecolor=color,
             markeredgewidth=1,
@@ -175,17 +178,25 @@ def _draw_spread(axes: Any, entry: Entry, x: Key, y: Key) -> None:
 
 
 def _label(
-    axes: Any, entries: list[Entry], places: np.ndarray, vertices: np.ndarray, colors: Mapping[str, int]
+    axes: Any,
+    entries: list[Entry],
+    places: np.ndarray,
+    front: set[int],
+    along: np.ndarray,
+    colors: Mapping[str, int],
 ) -> None:
     from matplotlib.transforms import IdentityTransform
 
     # A drawing in SVG has 72 dots an inch: what is placed here in dots lies where it is drawn.
     dots = axes.transData.transform(places)
-    obstacles = np.concatenate([dots, axes.transData.transform(vertices)]) if len(vertices) else dots
+    obstacles = np.concatenate([dots, axes.transData.transform(along)]) if len(along) else dots
+    radii = [_RING if entry.number in front else _RADIUS for entry in entries]
     texts = [str(entry.number) for entry in entries]
     sizes = np.array([[0.62 * _FONT_SIZE * len(text) + 1, _FONT_SIZE] for text in texts])
     box = axes.bbox
-    centres = place_labels(dots, sizes, obstacles, (box.x0, box.x1, box.y0, box.y1), _RADIUS + 0.5)
+    limits = (box.x0, box.x1, box.y0, box.y1)
+    # A line is thinner than a marker, and a label that touches one can still be read.
+    centres = place_labels(dots, sizes, obstacles, limits, np.array(radii + [1.0] * len(along)))
     for entry, text, dot, centre in zip(entries, texts, dots, centres):
         if np.linalg.norm(centre - dot) > 1.8 * _FONT_SIZE:
             # From the marker's edge to the label's.
