@@ -20,15 +20,15 @@ class LinearProbe(ImageTowerStrategy):
     A linear head alone, on the normalised embeddings of the frozen image tower (arXiv 2103.00020).
 
     Args:
-        lr (`float`, *optional*, defaults to 1e-2): Learning rate of AdamW.
+        lr (`float`, *optional*, defaults to 3e-2): Learning rate of AdamW.
         init (`"text"` or `"random"`, *optional*, defaults to `"text"`): Whether the head starts as the zero-shot classifier.
     """
 
     name: ClassVar[str] = "linear_probe"
     frozen_images: ClassVar[bool] = True
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-2}, {"lr": 3e-2}, {"lr": 3e-3})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 3e-2}, {"lr": 1e-1}, {"lr": 1e-2})
 
-    lr: float = 1e-2
+    lr: float = 3e-2
     init: Literal["text", "random"] = "text"
 
     def build(self, task: Task) -> nn.Module:

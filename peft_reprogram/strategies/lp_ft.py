@@ -25,12 +25,12 @@ class LPFT(FullFineTuning):
     Args:
         lr (`float`, *optional*, defaults to 1e-4): Learning rate of the fine-tuning.
         weight_decay (`float`, *optional*, defaults to 0.1): Decoupled weight decay of the fine-tuning.
-        probe_lr (`float`, *optional*, defaults to 1e-2): Learning rate of the probe.
+        probe_lr (`float`, *optional*, defaults to 3e-2): Learning rate of the probe.
     """
 
     name: ClassVar[str] = "lp_ft"
 
-    probe_lr: float = 1e-2
+    probe_lr: float = 3e-2
 
     def fit(self, task: Task) -> tuple[nn.Module, Optional[TrainingResult]]:
         """Builds, trains the head, then all. The result is the fine-tuning's, its seconds those of both."""

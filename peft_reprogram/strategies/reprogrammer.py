@@ -23,13 +23,13 @@ class Reprogrammer(Strategy):
 
     Args:
         frame_lr (`float`, *optional*, defaults to 5e-4): Learning rate of the frame.
-        text_lr (`float`, *optional*, defaults to 5e-4): Learning rate of the text rows.
+        text_lr (`float`, *optional*, defaults to 1e-3): Learning rate of the text rows.
         weight_decay (`float`, *optional*, defaults to 0.0): Decoupled weight decay, towards the pre-trained model.
     """
 
     name: ClassVar[str] = "reprogrammer"
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"frame_lr": 5e-4, "text_lr": 5e-4},
+        {"frame_lr": 5e-4, "text_lr": 1e-3},
         {"frame_lr": 5e-4, "text_lr": 2e-3},
         {"frame_lr": 5e-3, "text_lr": 1e-3},
     )
@@ -39,7 +39,7 @@ class Reprogrammer(Strategy):
     parts: ClassVar[dict[str, bool]] = {"reprogram_image": True, "reprogram_text": True}
 
     frame_lr: float = 5e-4
-    text_lr: float = 5e-4
+    text_lr: float = 1e-3
     weight_decay: float = 0.0
 
     def build(self, task: Task) -> nn.Module:

@@ -17,11 +17,11 @@ class TextReprogrammer(Reprogrammer):
 
     Args:
         frame_lr (`float`): Not used here.
-        text_lr (`float`, *optional*, defaults to 5e-4): Learning rate of the text rows.
+        text_lr (`float`, *optional*, defaults to 1e-3): Learning rate of the text rows.
         weight_decay (`float`, *optional*, defaults to 0.0): Decoupled weight decay, towards the pre-trained rows.
     """
 
     name: ClassVar[str] = "reprogrammer_text"
     frozen_images: ClassVar[bool] = True
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"text_lr": 5e-4}, {"text_lr": 1e-3}, {"text_lr": 2e-3})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"text_lr": 1e-3}, {"text_lr": 2e-3}, {"text_lr": 5e-4})
     parts: ClassVar[dict[str, bool]] = {"reprogram_image": False, "reprogram_text": True}
