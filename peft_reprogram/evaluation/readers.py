@@ -142,7 +142,8 @@ class _LinearHeadReader:
 
     def read(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         if not self._searched:
-            self._head, self._searched = self._find_head(pixel_values), True
+            # One image tells the head as well as a batch.
+            self._head, self._searched = self._find_head(pixel_values[:1]), True
         if self._head is None:
             return {"logits": self.classifier(pixel_values=pixel_values).logits.float()}
         seen: list[torch.Tensor] = []

@@ -187,6 +187,19 @@ def test_labels_keep_clear_of_each_other():
     assert np.all(centres <= [294.5, 296])
 
 
+def test_names_are_escaped():
+    evil = '"><script>alert(1)</script>'
+    measured = point(0.5, shifts={evil: 0.4}, corruptions={evil: 0.3}, ood={evil: {evil: 0.6}})
+    trials = [{"options": {evil: evil}, "validation_accuracy": 0.5, "seconds": 1.0}]
+    more = {"model": evil, "task": evil, "trials": trials, "options": {evil: evil}}
+    more |= {"selection": evil, "command": evil, "versions": {evil: evil}}
+    page = render_report([row(evil, 0, measured, point(0.6, alpha=0.5), **more)], evil)
+    assert "script" not in Page(page).tags
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 10
+    assert "<script" not in to_markdown([row(evil, 0, measured, **more)], evil)
+
+
 NAMES = st.one_of(
     st.sampled_from(["<b>", "zero_shot", "$x_1$", "a|b", "</style>", '"><script>alert(1)</script>', "{{ 7 * 7 }}", "&amp;"]),
     st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=8),
