@@ -43,6 +43,8 @@ class ImageData:
             Where the rows came from, for messages.
         rows (`numpy.ndarray`, *optional*):
             Row numbers in the source, of shape `(N,)`, where `dataset` is a selection. They name a row in messages.
+        revision (`str`, *optional*):
+            The revision of the Hub data set that was asked for.
     """
 
     dataset: Dataset | IterableDataset
@@ -51,6 +53,7 @@ class ImageData:
     label_column: str | None
     source: str = "the data"
     rows: np.ndarray | None = None
+    revision: str | None = None
 
     @property
     def streaming(self) -> bool:
@@ -181,7 +184,7 @@ def load_image_data(
             f"the column '{image_column}' of {source} holds no images but {features[image_column]}. Name the column of "
             "images, image bytes or image paths with `image_column`."
         ) from error
-    data = ImageData(dataset, None, image_column, label_column, source)
+    data = ImageData(dataset, None, image_column, label_column, source, revision=revision)
     if skip_unreadable:
         data = _without_unreadable(data)
     return data if label_column is None else _with_class_order(data, label_column, class_names, class_map or {})

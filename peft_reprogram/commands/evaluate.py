@@ -5,8 +5,8 @@ Measures adapters, and their base model zero-shot, on in-distribution, shifted, 
         --ood dtd=tanganke/dtd --residual_alpha 0.4 --scores msp mcm energy --output results.json
     accelerate launch -m peft_reprogram.commands.evaluate --config FILE --model MODEL --dataset DATA
 
-A set is written `name=path` or `name=path:split`; the path is a Hub id, a folder or a parquet file. A configuration file
-holds the same names as the flags; flags win over the file. `--help` lists them.
+A set is written `name=path` or `name=path:split`; the path is a Hub id, with the revision after an @ if need be, a folder or a
+parquet file. A configuration file holds the same names as the flags; flags win over the file. `--help` lists them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALL = "all"
 class EvaluationConfig:
     """What to measure, and on what."""
 
-    dataset: str = field(metadata={"help": "In-distribution images: path or path:split, with labels."})
+    dataset: str = field(metadata={"help": "In-distribution images with labels: path[@revision][:split]."})
     adapter: list[str] = field(
         default_factory=list, metadata={"help": "Folders or Hub ids of adapters; none measures the model zero-shot."}
     )
@@ -59,8 +59,12 @@ class EvaluationConfig:
             "help": "Also measures each Reprogrammer as a residual one with these weights of the zero-shot branch."
         },
     )
-    shift: list[str] = field(default_factory=list, metadata={"help": "Shifted sets with labels: name=path[:split]."})
-    ood: list[str] = field(default_factory=list, metadata={"help": "Out-of-distribution sets: name=path[:split]."})
+    shift: list[str] = field(
+        default_factory=list, metadata={"help": "Shifted sets with labels: name=path[@revision][:split]."}
+    )
+    ood: list[str] = field(
+        default_factory=list, metadata={"help": "Out-of-distribution sets: name=path[@revision][:split]."}
+    )
     corruptions: list[str] = field(
         default_factory=list, metadata={"help": "Corruptions of the data set: names, or one of all, common, extra."}
     )
@@ -250,14 +254,34 @@ def _load(
     labelled: bool = True,
     draw: bool = False,
 ) -> ImageData:
-    # A split follows the last colon and holds no slash: `data:test[:50%]`, but not `hf://datasets/...`.
-    match = re.fullmatch(r"(.+?):(\w[^/\\]*)", source)
-    path, split = match.groups() if match else (source, split)
-    data = load_image_data(path, split=split, class_names=class_names, labelled=labelled, streaming=config.streaming)
+    path, revision, split = parse_source(source, split)
+    data = load_image_data(
+        path, split=split, class_names=class_names, labelled=labelled, revision=revision, streaming=config.streaming
+    )
     if not draw or config.max_images is None or config.max_images >= len(data):
         return data
     rows = np.random.default_rng(config.seed).choice(len(data), config.max_images, replace=False)
     return data.select(np.sort(rows))
+
+
+def parse_source(source: str, split: str) -> tuple[str, Optional[str], str]:
+    """
+    Takes apart how a set is written.
+
+    Args:
+        source (`str`): `path[@revision][:split]`.
+        split (`str`): The split, if it names none.
+
+    Returns:
+        `tuple[str, str | None, str]`: Path, revision and split.
+    """
+    # A split follows the last colon and holds no slash: `data:test[:50%]`, but not `hf://datasets/...`.
+    match = re.fullmatch(r"(.+?):(\w[^/\\]*)", source)
+    path, split = match.groups() if match else (source, split)
+    if "://" in path or Path(path).exists():
+        return path, None, split
+    path, _, revision = path.partition("@")
+    return path, revision or None, split
 
 
 def _corruptions(names: list[str]) -> list[str]:

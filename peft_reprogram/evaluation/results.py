@@ -63,7 +63,8 @@ class Results:
     Args:
         models (`dict[str, ModelMeasures]`): The models by name.
         conventions (`dict`): `preset` with its description, `tpr`, `positive`, bins of the calibration error.
-        sets (`dict`): Set -> `role` (`id`, `shift`, `ood`, `fit`, `calibration`), `n`, `source`, `fingerprint`.
+        sets (`dict`): Set -> `role` (`id`, `shift`, `ood`, `fit`, `calibration`), `n`, `source`, `revision`,
+            `fingerprint`.
         selection (`str`): How the adapter's weights were chosen: `"last"`, `"val"` (best on validation data) or `"test"`
             (best on the data measured here: an optimistic number).
         seed (`int`): Seed of everything random in the evaluation.

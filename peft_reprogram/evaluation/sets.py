@@ -136,13 +136,14 @@ class EvaluationSets:
         )
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """Set -> role, number of images that count, source and fingerprint; after [`~EvaluationSets.extract`]."""
+        """Set -> role, number of images that count, source, revision and fingerprint; after [`~EvaluationSets.extract`]."""
         roles = {**{name: "shift" if name in self.shifts else name for name in self.labelled}}
         return {
             name: {
                 "role": roles.get(name, "ood"),
                 "n": self._n[name],
                 "source": data.source,
+                "revision": data.revision,
                 "fingerprint": data_fingerprint(data),
             }
             for name, data in {**self.labelled, **self.ood}.items()

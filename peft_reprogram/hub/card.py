@@ -381,10 +381,15 @@ def _data(recipe: Mapping[str, Any], results: Optional[Results]) -> str:
         lines.append(f"- training: {shown}, split {escape(recipe.get('train_split', 'train'))}{revision}")
     if results is not None:
         lines += [
-            f"- {escape(entry['role'])}: {escape(name)}, {entry['n']:,} images (fingerprint `{entry['fingerprint'] or 'none'}`)"
+            f"- {escape(entry['role'])}: {escape(name)}, {entry['n']:,} images{_revision(entry)} (fingerprint "
+            f"`{entry['fingerprint'] or 'none'}`)"
             for name, entry in results.sets.items()
         ]
     return "\n".join(lines) or "Which images it was trained on was not recorded."
+
+
+def _revision(entry: Mapping[str, Any]) -> str:
+    return f", revision {escape(entry['revision'])}" if entry.get("revision") else ""
 
 
 def _cost(training: Mapping[str, Any]) -> str:

@@ -200,6 +200,19 @@ def test_bad_input_says_how_to_mend_it(script, base, adapter, data, case):
         script.main(arguments)
 
 
+def test_a_set_names_its_revision_and_split(script, tmp_path):
+    for source, expected in {
+        "user/set": ("user/set", None, "test"),
+        "user/set:train": ("user/set", None, "train"),
+        "user/set@4f1c2d0": ("user/set", "4f1c2d0", "test"),
+        "user/set@refs/pr/1:train[:50%]": ("user/set", "refs/pr/1", "train[:50%]"),
+        "hf://datasets/user/set@main/a.parquet": ("hf://datasets/user/set@main/a.parquet", None, "test"),
+    }.items():
+        assert script.parse_source(source, "test") == expected
+    (tmp_path / "a@b").mkdir()
+    assert script.parse_source(f"{tmp_path}/a@b:train", "test") == (f"{tmp_path}/a@b", None, "train")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("scors: [msp]", "unknown keys"), ("- msp", "must hold lines"), ("a: [", "is no YAML"), (None, "no")],

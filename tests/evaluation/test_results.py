@@ -56,7 +56,7 @@ def make_results(**models) -> Results:
         conventions={"preset": "default", "preset_description": "ID positive", "positive": "id", "tpr": 0.95, "calibration_bins": 15},
         sets={
             "id": {"role": "id", "n": 200, "source": "x", "fingerprint": "1"},
-            "sketch": {"role": "shift", "n": 200, "source": "y", "fingerprint": "2"},
+            "sketch": {"role": "shift", "n": 200, "source": "y", "revision": "4f1c2d0", "fingerprint": "2"},
             "far": {"role": "ood", "n": 90, "source": "z", "fingerprint": "3"},
         },
         selection="val",
@@ -154,6 +154,8 @@ def test_a_model_card_takes_the_numbers_with_their_convention():
     assert auroc["args"]["positive"] == "id"
     assert found["far", "fpr_ood_positive"]["name"] == "FPR at TPR 95%, OOD positive (energy)"
     assert found["sketch", "accuracy"]["args"] == {"role": "shift", "n": 200, "selection": "val"}
+    revisions = {result["dataset"]["name"]: result["dataset"].get("revision") for result in index["results"]}
+    assert revisions == {"CIFAR-10 (JPEG)": None, "sketch": "4f1c2d0", "far": None}
     with pytest.raises(ValueError, match=r"'knn'.* there are msp, energy"):
         make_results().to_eval_results("zero_shot", "x", scores=["knn"])
 

@@ -193,6 +193,16 @@ def test_metadata_are_those_of_results_and_configuration(evaluated, results):
     assert auroc.metric_args["positive"] == measures.ood["mcm"]["noise"]["positive"]
 
 
+def test_revisions_of_the_data_are_stated(evaluated, results):
+    sets = {
+        name: {**entry, "revision": "4f1c2d0" if name == "noise" else None} for name, entry in results.sets.items()
+    }
+    card = make_card(evaluated, results=replace(results, sets=sets))
+    revisions = {(entry.dataset_name, entry.dataset_revision) for entry in card.data.eval_results}
+    assert revisions == {("digits|of <many>", None), ("ink | <i>blots</i>", None), ("noise", "4f1c2d0")}
+    assert "- ood: noise, 8 images, revision 4f1c2d0 (fingerprint `" in card.text
+
+
 def test_pictures_show_the_frame_and_the_results(evaluated):
     card = make_card(evaluated)
     linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text)
