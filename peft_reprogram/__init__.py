@@ -3,6 +3,7 @@
 from ._version import __version__
 from .classifier import ZeroShotClassifier
 from .hub import load_classifier, push_to_hub
+from .tuners.bottleneck import BottleneckConfig, BottleneckModel, CompacterConfig, CompacterModel
 from .tuners.reprogrammer import (
     ReprogrammerConfig,
     ReprogrammerModel,
@@ -14,6 +15,10 @@ from .tuners.surgical import SurgicalConfig, SurgicalModel, describe_blocks
 
 
 __all__ = [
+    "BottleneckConfig",
+    "BottleneckModel",
+    "CompacterConfig",
+    "CompacterModel",
     "ReprogrammerConfig",
     "ReprogrammerModel",
     "ResidualReprogrammerConfig",

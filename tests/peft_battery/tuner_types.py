@@ -10,8 +10,13 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
-from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig
-from peft_reprogram.tuners.surgical import SurgicalConfig
+from peft_reprogram import (
+    BottleneckConfig,
+    CompacterConfig,
+    ReprogrammerConfig,
+    ResidualReprogrammerConfig,
+    SurgicalConfig,
+)
 
 from .zoo import IMAGE_MEAN, IMAGE_STD, POSITIONS, TOKENS, ZooModel
 
@@ -36,13 +41,26 @@ def _surgical(model: ZooModel, **fields: Any) -> SurgicalConfig:
     return SurgicalConfig(**{**defaults, **fields})
 
 
+def _bottleneck(config_cls: type[BottleneckConfig], **type_fields: Any) -> Callable[..., BottleneckConfig]:
+    def config(model: ZooModel, **fields: Any) -> BottleneckConfig:
+        defaults: dict[str, Any] = {"reduction_factor": 4, **type_fields}
+        if model.name == "mobilenet-v2":
+            # One of sixteen blocks: random weights in all of them amplify until nothing but rounding is left.
+            defaults["exclude_modules"] = r".*layer\.(?!4\.).*"
+        return config_cls(**{**defaults, **fields})
+
+    return config
+
+
 # For each type, what makes its configuration for a model of the zoo. An adapter of it, fresh, is the identity.
 TUNERS: dict[str, Callable[..., PeftConfig]] = {
     "REPROGRAMMER": _reprogrammer(ReprogrammerConfig),
     "RESIDUAL_REPROGRAMMER": _reprogrammer(ResidualReprogrammerConfig),
     "SURGICAL": _surgical,
+    "BOTTLENECK": _bottleneck(BottleneckConfig),
+    "COMPACTER": _bottleneck(CompacterConfig, phm_dim=2),
 }
-# The fields with which each type can be merged.
+# The fields with which each type can be merged; types that are not named here never merge.
 MERGEABLE: dict[str, dict[str, Any]] = {
     "REPROGRAMMER": {"reprogram_image": False},
     "RESIDUAL_REPROGRAMMER": {"reprogram_image": False, "residual_alpha": 0.0},

@@ -195,7 +195,7 @@ CORE = _models(
     ZooModel("clip-vision", _clip_vision, "image-embedding"),
     ZooModel("vit", _classifier("ViTForImageClassification", "ViTConfig", **_VISION), "classifier", linear="query|q_proj", head="classifier"),
     ZooModel("dinov2", _classifier("Dinov2ForImageClassification", "Dinov2Config", **_VISION), "classifier", linear="query|q_proj", head="classifier"),
-    ZooModel("convnext", _classifier("ConvNextForImageClassification", "ConvNextConfig", **_TWO_STAGES), "classifier", 32, "pwconv1", "classifier"),
+    ZooModel("convnext", _classifier("ConvNextForImageClassification", "ConvNextConfig", layer_scale_init_value=0.5, **_TWO_STAGES), "classifier", 32, "pwconv1", "classifier"),
     ZooModel("resnet", _classifier("ResNetForImageClassification", "ResNetConfig", **_RESNET), "classifier", 32, "stages.*convolution", "classifier.1"),
     ZooModel("swin", _classifier("SwinForImageClassification", "SwinConfig", **_WINDOWS), "classifier", 32, "query|q_proj", "classifier"),
     ZooModel("mobilenet-v2", _classifier("MobileNetV2ForImageClassification", "MobileNetV2Config", image_size=32, depth_multiplier=0.25), "classifier", 32, "convolution", "classifier"),

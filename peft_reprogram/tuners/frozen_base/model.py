@@ -26,8 +26,11 @@ class FrozenBaseTuner(BaseTuner):
 
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _wrap(self, adapter_name: str, parent: nn.Module, target_name: str, layer: FrozenBaseLayer) -> None:
+    def _wrap(
+        self, adapter_name: str, parent: nn.Module, target_name: str, layer: FrozenBaseLayer, current_key: str
+    ) -> None:
         """Put a new layer in the place of the module that it wraps."""
+        layer.in_windows = "Swin" in type(parent).__name__ and "attention" in current_key
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)

@@ -88,7 +88,7 @@ class ReprogrammerModel(FrozenBaseTuner):
             return
         else:
             new_module = PixelReprogrammer(target, adapter_name, peft_config)
-        self._wrap(adapter_name, parent, target_name, new_module)
+        self._wrap(adapter_name, parent, target_name, new_module, current_key)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)

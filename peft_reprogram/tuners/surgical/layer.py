@@ -31,11 +31,9 @@ class SurgicalLayer(FrozenBaseLayer):
         adapter_name: str,
         config: SurgicalConfig,
         rank: Optional[int] = None,
-        in_windows: bool = False,
     ) -> None:
         super().__init__(base_layer)
         self.kind = kind
-        self.in_windows = in_windows
         self.in_features, self.out_features = _features(base_layer, kind)
         # What merging has replaced, so that unmerging restores it bit for bit.
         self._unmerged: dict[str, torch.Tensor] = {}

@@ -76,10 +76,8 @@ class SurgicalModel(FrozenBaseTuner):
         kind = leaf_kind(target)
         if kind is None:
             raise ValueError(f"'{current_key}' ({type(target).__name__}) can't be trained by a surgical adapter.")
-        in_windows = "Swin" in type(parent).__name__ and "attention" in current_key
-        self._wrap(
-            adapter_name, parent, target_name, SurgicalLayer(target, kind, adapter_name, peft_config, rank, in_windows)
-        )
+        new_module = SurgicalLayer(target, kind, adapter_name, peft_config, rank)
+        self._wrap(adapter_name, parent, target_name, new_module, current_key)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         if autocast_adapter_dtype:
