@@ -3,6 +3,7 @@
 from . import (  # noqa: F401  registers the strategies
     auto_rgn,
     auto_snr,
+    bi_tuning,
     bitfit,
     coop,
     flyp,
@@ -17,6 +18,7 @@ from . import (  # noqa: F401  registers the strategies
     reprogrammer,
     reprogrammer_image,
     reprogrammer_text,
+    side_tuning,
     subtuning,
     surgical,
     wise_ft,
