@@ -155,7 +155,8 @@ def searches(bed: Bed) -> list[Search]:
         trials: list[Mapping[str, Any]] = []
         for row in rows:
             trials += [trial for trial in row.get("trials") or () if trial not in trials]
-        if trials:
+        # One run with nothing set is no search.
+        if any(trial["options"] for trial in trials):
             chosen = [row.get("options") or {} for row in rows]
             listed = [
                 (trial["options"], trial.get("validation_accuracy"), trial.get("seconds"), trial["options"] in chosen)

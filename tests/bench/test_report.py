@@ -142,7 +142,9 @@ def test_sentence_on_the_budget():
         trials = [{"options": {"lr": i}, "validation_accuracy": a, "seconds": 1.0} for i, a in enumerate(accuracies)]
         return row(name, 0, point(0.5), trials=trials, options={"lr": chosen})
 
-    (bed,) = summarize([row("zero_shot", 0, point(0.4)), tried("a", [0.1, 0.3], 1), tried("b", [0.3, 0.2], 0)])
+    nothing = [{"options": {}, "validation_accuracy": 0.4, "seconds": 0.0}]
+    zero_shot = row("zero_shot", 0, point(0.4), trials=nothing)
+    (bed,) = summarize([zero_shot, tried("a", [0.1, 0.3], 1), tried("b", [0.3, 0.2], 0)])
     assert fairness_statement(bed) == (
         "The same budget for every strategy that has hyper-parameters: 2 trials each. Nothing was tried for zero_shot. "
         "Each choice is the trial of the highest validation accuracy."
