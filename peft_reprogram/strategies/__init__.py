@@ -5,6 +5,8 @@ from . import (  # noqa: F401  registers the strategies
     auto_snr,
     bi_tuning,
     bitfit,
+    bottleneck_adapter,
+    compacter,
     coop,
     flyp,
     full,
