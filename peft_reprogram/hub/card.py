@@ -263,7 +263,11 @@ def _text(
     return {
         "title": escape(title.rpartition("/")[2]),
         "kind": KINDS.get(kind, f"A {escape(kind)} adapter") if contents.peft_config else "A classifier",
-        "base": f"[{escape(base)}](https://huggingface.co/{base})" if base else "a model that its author keeps",
+        "base": f"[{escape(base)}](https://huggingface.co/{base})"
+        if base
+        else "a model that its author keeps"
+        if contents.base_model
+        else "an unnamed base model",
         "num_classes": "its" if contents.class_names is None else len(contents.class_names),
         "frame_picture": _draw_frame(contents),
         "usage": _usage(title),
