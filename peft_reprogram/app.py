@@ -43,7 +43,9 @@ def build_app(path_or_repo: Union[str, Path], *, revision: Optional[str] = None)
 
     folder = fetch(path_or_repo, revision=revision)
     predictor = load_classifier(folder)
-    curves = _load_curves(folder, predictor.score.name)
+    # An evaluation scores the model's own outputs, which are not comparable with calibrated ones.
+    calibrated = predictor.calibration.threshold is not None
+    curves = None if calibrated else _load_curves(folder, predictor.score.name)
 
     def classify(image: Optional[Image]) -> tuple[Any, str, Any, Any]:
         if image is None:
