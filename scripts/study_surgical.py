@@ -294,13 +294,16 @@ class Study:
             )
             return LinearHeadClassifier(zero_shot)
         torch.manual_seed(0)  # of the new head
-        return AutoModelForImageClassification.from_pretrained(
+        classifier = AutoModelForImageClassification.from_pretrained(
             path,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
             ignore_mismatched_sizes=True,
-            classifier_dropout_prob=0.0,  # as the paper, which adapts in evaluation mode
         )
+        for module in classifier.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # the paper adapts in evaluation mode
+        return classifier
 
     def _training(self, folder: Path, epochs: int, seed: int, **options: Any) -> TrainingConfig:
         return TrainingConfig(
