@@ -17,6 +17,9 @@ from tests.peft_battery.tuner_types import adapter_parameters, randomize
 from tests.peft_battery.zoo import CORE, FURTHER
 
 
+# PEFT 0.20 says so, for every method, whenever it saves an adapter of a model that was never saved itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in  - will assume:UserWarning")
+
 # Transformers 4 and 5 call the same layers by different names.
 OF_TRANSFORMER = r"(self_attn\.out_proj|attention\.o_proj|attention\.output\.dense|mlp\.fc2|output\.dense)"
 # Number of blocks, number of adapted branches in each, and what ends them.
