@@ -25,6 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from peft_reprogram import ReprogrammerConfig, ResidualReprogrammerConfig
+from peft_reprogram.bench.memory import peak_memory
 
 
 CLASSES = 10
@@ -150,7 +151,7 @@ def measure(tasks: Mapping[str, Callable[[], None]], repeats: int, device: str) 
     return best
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
+def peak_mib(name: str, args: argparse.Namespace) -> float:
     """MiB by which three training steps raise the peak of a fresh process above that of the base model."""
     command = [sys.executable, __file__, "--memory_of", name, "--batch_size", str(args.batch_size)]
     command += ["--device", args.device, "--dtype", args.dtype]
@@ -162,23 +163,12 @@ def print_peak_memory(name: str, args: argparse.Namespace) -> None:
     method, text = {**IMAGE_TOWER_STEPS, **BOTH_TOWERS_STEPS}[name]
     inputs = Inputs(args.batch_size, args.device, dtype)
     step = make_step(method, text, inputs, args.device, dtype)
-    if args.device == "cpu":
-        before = _resident_mib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
-    else:
-        before = torch.cuda.memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(3):
-        step()
-    after = _resident_mib("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-    print(after - before)
-
-
-def _resident_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {field}; peak memory on the CPU is measured on Linux only.")
+    with peak_memory() as peak:
+        for _ in range(3):
+            step()
+    if peak.bytes is None:
+        raise OSError("this system does not tell the peak memory of a process; on the CPU only Linux does.")
+    print(peak.bytes / 2**20)
 
 
 def adapter_bytes(method: str, device: str, dtype: torch.dtype) -> int:
@@ -235,7 +225,7 @@ def main() -> None:
         rows = timing_rows(measure(tasks, args.repeats, device), reference)
         del tasks
         for row in rows:
-            row.append(f"{peak_memory(row[0], args):.0f}")
+            row.append(f"{peak_mib(row[0], args):.0f}")
         parts += [f"**{title}**", table([*timing, "peak MiB above start"], rows)]
     sizes = [
         [name, f"{adapter_bytes(method, device, dtype) / 1e6:.3f}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.tables import _escape_markdown as escape
+from ..evaluation.tables import escape_markdown as escape
 from . import statements
 from .columns import Cell, cells, columns
 from .summary import Bed, format_alpha, summarize

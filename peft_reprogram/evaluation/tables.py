@@ -64,7 +64,7 @@ def markdown(results: Results) -> str:
     """See [`Results.to_markdown`]."""
     blocks = []
     for table in tables(results):
-        cells = [[_escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
+        cells = [[escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + " --- |" * 1 + " ---: |" * (len(table.header) - 1))
         # The convention in backticks is ours; the rest of a note may name sets, which are anybody's.
@@ -190,7 +190,8 @@ def _keys(mappings: Any) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text as it is, on one line of a Markdown table."""
     text = html_escaping.escape(" ".join(text.split()), quote=False)
     # An underscore within a word is one; elsewhere it may begin emphasis.
     return re.sub(r"([\\`*\[\]|]|\b_|_\b)", r"\\\1", text)
