@@ -173,6 +173,7 @@ class ZeroShotClassifier(nn.Module):
                     class_features=class_features,
                     logit_scale=self.logit_scale.float(),
                     reference_logits=self._reference_logits(pixel_values),
+                    **self._reference_class_features(),
                 )
         return ImageClassifierOutput(loss=loss, logits=logits)
 
@@ -194,13 +195,24 @@ class ZeroShotClassifier(nn.Module):
         """
         with _adapters_disabled(self.model):
             image_features = self.get_image_features(pixel_values).float()
-            classes = self._zero_shot_class_features
-            if classes is None or classes.device != image_features.device:
+        return self._logits(image_features, self.zero_shot_class_features())
+
+    @torch.no_grad()
+    def zero_shot_class_features(self) -> torch.Tensor:
+        """
+        Class embeddings of the base model without its adapters.
+
+        Returns:
+            `torch.Tensor`: Shape `(C, D)`, float32, of unit length.
+        """
+        classes = self._zero_shot_class_features
+        if classes is None or classes.device != self.device:
+            with _adapters_disabled(self.model):
                 classes = self._encode_classes().float()
-                # The base is frozen as long as something else is trained, so its text needs encoding only once.
-                if self.training and _has_adapters(self.model):
-                    self._zero_shot_class_features = classes
-        return self._logits(image_features, classes)
+            # The base is frozen as long as something else is trained, so its text needs encoding only once.
+            if self.training and _has_adapters(self.model):
+                self._zero_shot_class_features = classes
+        return classes
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
         """
@@ -332,6 +344,11 @@ class ZeroShotClassifier(nn.Module):
     def _reference_logits(self, pixel_values: torch.Tensor) -> Optional[torch.Tensor]:
         needed = "reference_logits" in getattr(self.objective, "requires", ())
         return self.zero_shot_logits(pixel_values) if needed else None
+
+    def _reference_class_features(self) -> dict[str, torch.Tensor]:
+        # Given to those alone that ask for them: other objectives may not know the argument.
+        needed = "reference_class_features" in getattr(self.objective, "requires", ())
+        return {"reference_class_features": self.zero_shot_class_features()} if needed else {}
 
     def _state_key(self, parameters: Sequence[torch.Tensor]) -> tuple:
         """Changes whenever something that the class embeddings depend on does."""

@@ -27,6 +27,8 @@ class Objective(Protocol):
         reference_logits (`torch.Tensor`, *optional*):
             The logits of the unadapted model for the same images, `(B, C)`. Only computed for an objective whose `requires`
             names them.
+        reference_class_features (`torch.Tensor`, *optional*):
+            The class embeddings of the unadapted model, `(C, D)`. Only given to an objective whose `requires` names them.
 
     Returns:
         `torch.Tensor`: the loss, a float32 scalar.
@@ -43,6 +45,7 @@ class Objective(Protocol):
         class_features: torch.Tensor | None = None,
         logit_scale: torch.Tensor | float | None = None,
         reference_logits: torch.Tensor | None = None,
+        reference_class_features: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
 
@@ -105,7 +108,7 @@ class Contrastive:
     requires: ClassVar[frozenset[str]] = frozenset({"image_features", "class_features", "logit_scale"})
 
     def __call__(
-        self, logits, labels, *, image_features=None, class_features=None, logit_scale=None, reference_logits=None
+        self, logits, labels, *, image_features=None, class_features=None, logit_scale=None, **_: Any
     ) -> torch.Tensor:
         pair_logits = _pair_logits(self, labels, image_features, class_features, logit_scale)
         positive = (labels[:, None] == labels[None, :]).float()
@@ -137,7 +140,7 @@ class ContrastivePaper:
         _check_focal(self.gamma, self.alpha)
 
     def __call__(
-        self, logits, labels, *, image_features=None, class_features=None, logit_scale=None, reference_logits=None
+        self, logits, labels, *, image_features=None, class_features=None, logit_scale=None, **_: Any
     ) -> torch.Tensor:
         pair_logits = _pair_logits(self, labels, image_features, class_features, logit_scale)
         diagonal = torch.arange(len(labels), device=labels.device)
@@ -169,9 +172,7 @@ class Distillation:
         if self.temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
 
-    def __call__(
-        self, logits, labels, *, image_features=None, class_features=None, logit_scale=None, reference_logits=None
-    ) -> torch.Tensor:
+    def __call__(self, logits, labels, *, reference_logits=None, **_: Any) -> torch.Tensor:
         _check_given(self, reference_logits=reference_logits)
         logits, reference_logits = logits.float(), reference_logits.detach().float()
         divergence = F.kl_div(
@@ -183,7 +184,39 @@ class Distillation:
         return F.cross_entropy(logits, labels) + self.weight * self.temperature**2 * divergence
 
 
+@dataclass(frozen=True)
+class Anchored:
+    """
+    Cross-entropy over the prompts of all classes, plus the mean distance of the class embeddings from those of the unadapted
+    model: `CE + weight * mean_c (1 - cos(f_c, f_c^ZS))` (the regulariser of KgCoOp, arXiv 2303.13283, on the unit sphere).
+
+    What the class texts meant before is kept where the training images do not speak against it. That is what the detection
+    of out-of-distribution images lives by.
+
+    Args:
+        weight (`float`, *optional*, defaults to 3.0):
+            Weight of the distance, at least 0; 0 gives cross-entropy.
+    """
+
+    weight: float = 3.0
+
+    requires: ClassVar[frozenset[str]] = frozenset({"class_features", "reference_class_features"})
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise ValueError(f"`weight` must be at least 0, got {self.weight}.")
+
+    def __call__(
+        self, logits, labels, *, class_features=None, reference_class_features=None, **_: Any
+    ) -> torch.Tensor:
+        _check_given(self, class_features=class_features, reference_class_features=reference_class_features)
+        reference = reference_class_features.detach().float()
+        distance = 1 - F.cosine_similarity(class_features.float(), reference, dim=-1)
+        return F.cross_entropy(logits.float(), labels) + self.weight * distance.mean()
+
+
 OBJECTIVES: dict[str, type] = {
+    "anchored": Anchored,
     "class": ClassCrossEntropy,
     "focal": ClassFocal,
     "contrastive": Contrastive,
@@ -198,7 +231,7 @@ def get_objective(name: str, **options: Any) -> Objective:
 
     Args:
         name (`str`):
-            `"class"` ([`ClassCrossEntropy`]), `"focal"` ([`ClassFocal`]), `"contrastive"` ([`Contrastive`]),
+            `"anchored"` ([`Anchored`]), `"class"` ([`ClassCrossEntropy`]), `"focal"` ([`ClassFocal`]), `"contrastive"` ([`Contrastive`]),
             `"contrastive_paper"` ([`ContrastivePaper`]) or `"distillation"` ([`Distillation`]).
         options:
             The arguments of that class.

@@ -115,7 +115,7 @@ class TrainingConfig:
     eval_batch_size: int = field(default=64, metadata={"help": "Validation images a process and batch."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an optimiser step."})
     objective: str = field(
-        default="class", metadata={"help": "class, focal, contrastive, contrastive_paper or distillation."}
+        default="class", metadata={"help": "class, anchored, focal, contrastive, contrastive_paper or distillation."}
     )
     objective_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Options of the objective, as JSON: '{\"gamma\": 2}'."}

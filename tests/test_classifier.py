@@ -22,6 +22,7 @@ from peft_reprogram import (
     ZeroShotClassifier,
     set_residual_alpha,
 )
+from peft_reprogram.objectives import get_objective
 from peft_reprogram.tuners.reprogrammer.prompts import class_prompts, prompt_rows
 
 
@@ -241,6 +242,25 @@ def test_objective_gets_what_it_requires(tokenizer, images):
     with torch.no_grad():
         zero_shot = ZeroShotClassifier(clip(), tokenizer, CLASSES).eval()(images).logits
     torch.testing.assert_close(seen["reference_logits"], zero_shot)
+    assert "reference_class_features" not in seen
+
+
+def test_an_anchored_objective_gets_the_class_embeddings_of_the_base(tokenizer, images):
+    classifier = ZeroShotClassifier(
+        reprogrammed(tokenizer, ReprogrammerConfig),
+        tokenizer,
+        CLASSES,
+        objective=get_objective("anchored", weight=2.0),
+    ).train()
+    labels = torch.tensor([0, 1, 2, 0])
+    output = classifier(images, labels)
+    with torch.no_grad():
+        base = ZeroShotClassifier(clip(), tokenizer, CLASSES).eval().get_class_features()
+    torch.testing.assert_close(classifier.zero_shot_class_features(), base)
+    distance = (1 - (classifier.get_class_features() * base).sum(dim=-1)).mean()
+    assert distance > 1e-4
+    expected = torch.nn.functional.cross_entropy(output.logits, labels) + 2 * distance
+    torch.testing.assert_close(output.loss, expected)
 
 
 @pytest.mark.parametrize("wrap", [None, "reprogrammer", "lora"])

@@ -26,6 +26,7 @@ def batch():
         "class_features": classes,
         "logit_scale": scale,
         "reference_logits": torch.randn(B, C, generator=generator) * 3,
+        "reference_class_features": torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=-1),
     }
 
 
@@ -122,6 +123,24 @@ def test_distillation(batch, weight, temperature):
     assert objective(**batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_anchored_adds_the_mean_distance_of_the_class_embeddings(batch, weight):
+    distances = []
+    for row, reference in zip(batch["class_features"].tolist(), batch["reference_class_features"].tolist()):
+        norms = math.sqrt(sum(a * a for a in row)) * math.sqrt(sum(b * b for b in reference))
+        distances.append(1 - sum(a * b for a, b in zip(row, reference)) / norms)
+    expected = get_objective("class")(**batch).item() + weight * sum(distances) / C
+    assert get_objective("anchored", weight=weight)(**batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_anchored_gives_the_reference_no_gradient(batch):
+    for name in ("class_features", "reference_class_features"):
+        batch[name].requires_grad_()
+    get_objective("anchored")(**batch).backward()
+    assert batch["reference_class_features"].grad is None
+    assert batch["class_features"].grad.abs().sum() > 0
+
+
 def test_distillation_gives_the_reference_no_gradient(batch):
     batch["reference_logits"].requires_grad_()
     batch["logits"].requires_grad_()
@@ -171,6 +190,7 @@ def test_losses_are_finite_and_not_negative(batch_size, classes, seed):
         loss = get_objective(name)(
             100 * image @ prompts.T, labels, image_features=image, class_features=prompts, logit_scale=100.0,
             reference_logits=100 * torch.randn(batch_size, classes, generator=generator),
+            reference_class_features=prompts.roll(1, dims=0),
         )  # fmt: skip
         assert torch.isfinite(loss)
         assert loss >= -1e-5
@@ -194,6 +214,7 @@ def test_unknown_option_is_answered_with_the_known_ones():
         ("contrastive_paper", {"alpha": 0.0}),
         ("distillation", {"temperature": 0.0}),
         ("distillation", {"weight": -1.0}),
+        ("anchored", {"weight": -1.0}),
     ],
 )
 def test_options_out_of_range_are_refused(name, options):
@@ -202,7 +223,12 @@ def test_options_out_of_range_are_refused(name, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("contrastive", "image_features"), ("distillation", "reference_logits")]
+    ("name", "missing"),
+    [
+        ("contrastive", "image_features"),
+        ("distillation", "reference_logits"),
+        ("anchored", "reference_class_features"),
+    ],
 )
 def test_missing_inputs_are_named(batch, name, missing):
     with pytest.raises(ValueError, match=f"needs .*{missing}"):

@@ -18,6 +18,7 @@ from . import (  # noqa: F401  registers the strategies
     lora,
     lp_ft,
     reprogrammer,
+    reprogrammer_anchored,
     reprogrammer_image,
     reprogrammer_text,
     side_tuning,

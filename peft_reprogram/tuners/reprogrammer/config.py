@@ -146,6 +146,7 @@ class ReprogrammerConfig(PeftConfig):
         *,
         tokenizer: Any = None,
         image_processor: Any = None,
+        preset: Literal["default", "paper"] = "default",
         **fields: Any,
     ):
         """
@@ -157,14 +158,22 @@ class ReprogrammerConfig(PeftConfig):
             tokenizer (*optional*): A transformers tokenizer; gives `token_indices` and `position_indices`.
             image_processor (*optional*): A transformers image processor (or a processor that has one); gives `image_mean`,
                 `image_std` and `image_size`.
+            preset (`"default"` or `"paper"`, *optional*, defaults to `"default"`): `"paper"` takes the form of arXiv 2403.10800
+                where ours differs: the frame starts as N(0, 1) noise, not as zero. Its training is in
+                `scripts/configs/train_paper.yaml`.
             **fields: Further fields of the configuration; they win over what is inferred.
 
         Returns:
             The configuration.
 
         Raises:
-            ValueError: If class names are missing, empty or duplicated, or a template has not exactly one `{}`.
+            ValueError: If class names are missing, empty or duplicated, a template has not exactly one `{}`, or the preset is
+                unknown.
         """
+        if preset not in ("default", "paper"):
+            raise ValueError(f"`preset` must be 'default' or 'paper', got {preset!r}.")
+        if preset == "paper":
+            fields.setdefault("init_weights", "normal")
         template = template if isinstance(template, str) else list(template)
         if tokenizer is not None:
             tokens, length = prompt_rows(tokenizer, check_class_names(class_names), check_templates(template))

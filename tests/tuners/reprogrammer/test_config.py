@@ -187,3 +187,11 @@ with torch.no_grad():
     assert torch.equal(model(**case["inputs"]).logits_per_image, case["expected"])
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_paper_preset_differs_in_the_frame_it_starts_from():
+    assert ReprogrammerConfig.for_classes(["a", "b"]).init_weights is True
+    assert ReprogrammerConfig.for_classes(["a", "b"], preset="paper").init_weights == "normal"
+    assert ReprogrammerConfig.for_classes(["a", "b"], preset="paper", init_weights=True).init_weights is True
+    with pytest.raises(ValueError, match="`preset` must be 'default' or 'paper', got 'papre'"):
+        ReprogrammerConfig.for_classes(["a", "b"], preset="papre")
