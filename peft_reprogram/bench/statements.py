@@ -159,18 +159,28 @@ def searches(bed: Bed) -> list[Search]:
         if any(trial["options"] for trial in trials):
             chosen = [row.get("options") or {} for row in rows]
             listed = [
-                (trial["options"], trial.get("validation_accuracy"), trial.get("seconds"), trial["options"] in chosen)
+                (
+                    trial["options"],
+                    trial.get("validation_accuracy"),
+                    trial.get("seconds"),
+                    any(_ran_with(options, trial) for options in chosen),
+                )
                 for trial in trials
             ]
             known = [accuracy for _, accuracy, _, _ in listed if accuracy is not None]
             best = all(
-                any(trial["options"] == options and trial.get("validation_accuracy") == max(known) for trial in trials)
+                any(_ran_with(options, trial) and trial.get("validation_accuracy") == max(known) for trial in trials)
                 if known
                 else len(trials) == 1
                 for options in chosen
             )
             found.append(Search(strategy, listed, best))
     return found
+
+
+def _ran_with(options: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
+    # A row has all hyper-parameters, a trial those that it set.
+    return trial["options"].items() <= options.items()
 
 
 def fairness_statement(bed: Bed) -> str:

@@ -11,7 +11,7 @@ from peft_reprogram.bench.columns import Column, cells, count, percent, seconds,
 from peft_reprogram.bench.label_placement import place_labels
 from peft_reprogram.bench.markdown import to_markdown
 from peft_reprogram.bench.report import render_report, write_report
-from peft_reprogram.bench.statements import fairness_statement, front_statement
+from peft_reprogram.bench.statements import fairness_statement, front_statement, searches
 from peft_reprogram.bench.summary import ID_ACCURACY, summarize
 
 
@@ -140,7 +140,7 @@ def test_sentence_on_the_front():
 def test_sentence_on_the_budget():
     def tried(name, accuracies, chosen):
         trials = [{"options": {"lr": i}, "validation_accuracy": a, "seconds": 1.0} for i, a in enumerate(accuracies)]
-        return row(name, 0, point(0.5), trials=trials, options={"lr": chosen})
+        return row(name, 0, point(0.5), trials=trials, options={"lr": chosen, "weight_decay": 0.1})
 
     nothing = [{"options": {}, "validation_accuracy": 0.4, "seconds": 0.0}]
     zero_shot = row("zero_shot", 0, point(0.4), trials=nothing)
@@ -149,6 +149,7 @@ def test_sentence_on_the_budget():
         "The same budget for every strategy that has hyper-parameters: 2 trials each. Nothing was tried for zero_shot. "
         "Each choice is the trial of the highest validation accuracy."
     )
+    assert [[chosen for *_, chosen in search.trials] for search in searches(bed)] == [[False, True], [True, False]]
     (bed,) = summarize([tried("a", [0.1, 0.3], 0), tried("b", [0.3], 0)])
     assert fairness_statement(bed) == (
         "The budgets differ: 1 trial for b; 2 trials for a. The choice is not the trial of the highest validation accuracy "
