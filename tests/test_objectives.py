@@ -179,7 +179,7 @@ def test_gradient_matches_finite_differences(batch, name):
         assert inputs[key].grad[1, 2].item() == pytest.approx((up - down).item() / 2e-2, abs=2e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 8), st.integers(2, 6), st.integers(0, 2**31 - 1))
 def test_losses_are_finite_and_not_negative(batch_size, classes, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -77,20 +77,17 @@ class BenchRunner:
         Raises:
             ValueError: If the store holds cells of another configuration.
         """
-        todo = groups(self.config, self.shard)
-        for group in todo:
-            for cell in group.cells():
-                self._check_recipe(cell, recipe(self.config, group))
-        number = sum(len(group.seeds) for group in todo)
-        for group in todo:
-            for cell in group.cells():
-                if self.store.get(asdict(cell)) is None:
-                    started = time.perf_counter()
-                    row = self._run_cell(group, cell)
-                    self.store.append(row, PartialState().is_main_process)
-                    if PartialState().is_main_process:
-                        self._clear(cell)
-                    self._say(f"{len(self.store)}/{number} {_describe(row)}, {time.perf_counter() - started:.0f} s")
+        cells = [(group, cell) for group in groups(self.config, self.shard) for cell in group.cells()]
+        for group, cell in cells:
+            self._check_recipe(cell, recipe(self.config, group))
+        for number, (group, cell) in enumerate(cells, start=1):
+            if self.store.get(asdict(cell)) is None:
+                started = time.perf_counter()
+                row = self._run_cell(group, cell)
+                self.store.append(row, PartialState().is_main_process)
+                if PartialState().is_main_process:
+                    self._clear(cell)
+                self._say(f"{number}/{len(cells)} {_describe(row)}, {time.perf_counter() - started:.0f} s")
         if PartialState().is_main_process:
             shutil.rmtree(self._passes, ignore_errors=True)
             if not self.keep_adapters:

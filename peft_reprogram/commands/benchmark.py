@@ -5,7 +5,8 @@ Compares strategies of fine-tuning: models x tasks x shots x strategies x seeds,
     python scripts/benchmark.py --config bench.yaml --root DATA --output_dir runs/bench --shard 0/2
     python scripts/benchmark.py --report runs/bench/results*.jsonl --output_dir runs/bench
 
-A bench that was killed goes on where it stopped. Shards write stores of their own, of which --report makes one table.
+A bench that was killed goes on where it stopped. Shards write stores of their own; those in one folder are reported on
+together, those of several machines with --report.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(options.config)
     # Processes without accelerators find each other too, which Accelerate otherwise leaves to a variable.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-    runner = BenchRunner(config, output_dir, options.root, parse_shard(options.shard), options.keep_adapters)
-    runner.run()
+    BenchRunner(config, output_dir, options.root, parse_shard(options.shard), options.keep_adapters).run()
     if PartialState().is_main_process:
-        _report([runner.store.path], output_dir, options.score or config.scores[0])
+        # Those of other shards too: what they have finished was not run again here.
+        _report(sorted(output_dir.glob("results*.jsonl")), output_dir, options.score or config.scores[0])
 
 
 def _report(stores: Sequence[Path], output_dir: Path, score: str | None) -> None:
@@ -59,7 +60,7 @@ def _report(stores: Sequence[Path], output_dir: Path, score: str | None) -> None
 
     rows = read_rows(stores)
     if not rows:
-        raise ValueError(f"there is no finished cell in {', '.join(map(str, stores))} to report on.")
+        raise ValueError(f"there is no finished cell to report on in {', '.join(map(str, stores)) or output_dir}.")
     chosen: dict[str, Any] = {} if score is None else {"score": score}
     output_dir.mkdir(parents=True, exist_ok=True)
     write_report(rows, output_dir / "report.html", **chosen)
@@ -77,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", default=".", help="Folder that the paths in the configuration are relative to.")
     parser.add_argument("--shard", default="0/1", help="i/n: run the i-th of n parts here, counted from 0.")
     parser.add_argument("--keep_adapters", action="store_true", help="Keeps what each cell trained.")
-    parser.add_argument("--score", help="The out-of-distribution score of the report; the first of the bench.")
+    parser.add_argument(
+        "--score", help="The out-of-distribution score of the report; the first of the bench, with --report energy."
+    )
     parser.add_argument(
         "--report", type=Path, nargs="+", metavar="STORE", help="Only makes the report of these stores."
     )

@@ -36,7 +36,7 @@ class Reprogrammer(Strategy):
     residual_alphas: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8)
     paper_alpha: ClassVar[Optional[float]] = 0.4
     # Which of the two parts there are.
-    parts: ClassVar[dict[str, bool]] = {"reprogram_image": True, "reprogram_text": True}
+    parts: ClassVar[dict[str, Any]] = {"reprogram_image": True, "reprogram_text": True}
 
     frame_lr: float = 5e-4
     text_lr: float = 1e-3

@@ -23,4 +23,4 @@ class ImageReprogrammer(Reprogrammer):
 
     name: ClassVar[str] = "reprogrammer_image"
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({"frame_lr": 5e-4}, {"frame_lr": 1.5e-3}, {"frame_lr": 5e-3})
-    parts: ClassVar[dict[str, bool]] = {"reprogram_image": True, "reprogram_text": False}
+    parts: ClassVar[dict[str, Any]] = {"reprogram_image": True, "reprogram_text": False}

@@ -242,7 +242,7 @@ def stores(draw):
     return rows
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(stores())
 def test_any_rows_make_a_report(rows):
     scores = sorted({score for entry in rows for p in entry["points"] for score in p["ood"]})

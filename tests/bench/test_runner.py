@@ -4,13 +4,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
+import yaml
 
 from peft_reprogram.bench import BenchConfig, BenchRunner, TaskConfig, read_rows
 from peft_reprogram.bench.memory import peak_memory
 from peft_reprogram.bench.runner import _mark
+from peft_reprogram.commands import benchmark
 
 
 STRATEGIES = ["zero_shot", "linear_probe", "wise_ft", "reprogrammer"]
@@ -155,6 +158,19 @@ def test_shards_make_the_same_table(finished, tmp_path):
     stores = sorted(tmp_path.glob("results*.jsonl"))
     assert [store.name for store in stores] == ["results.0-of-2.jsonl", "results.1-of-2.jsonl"]
     assert numbers(read_rows(stores)) == numbers(finished[1])
+
+
+def test_what_shards_have_finished_is_in_the_report_of_a_run_that_finds_it(finished, tmp_path):
+    # Nobody has written `results.jsonl`, since nothing was left to run.
+    lines = (finished[0] / "results.jsonl").read_text().splitlines(keepends=True)
+    for index in range(2):
+        (tmp_path / f"results.{index}-of-2.jsonl").write_text("".join(lines[index::2]))
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(asdict(make_config())))
+    benchmark.main(["--config", str(tmp_path / "bench.yaml"), "--output_dir", str(tmp_path)])
+    assert not (tmp_path / "results.jsonl").exists()
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| {name} " in report for name in STRATEGIES)
+    assert "2 seeds (0, 1)." in report
 
 
 def test_the_point_chosen_is_the_largest_share_within_one_standard_error():

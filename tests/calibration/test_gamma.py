@@ -46,7 +46,7 @@ def test_alg_undoes_a_common_drop_of_absent_logits():
     assert alg_gamma(dropped, labels, SEEN) - alg_gamma(logits, labels, SEEN) == pytest.approx(7.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.booleans())
 def test_the_best_gamma_is_that_of_a_fine_grid(seed, floor, coarse):
     logits, labels = samples(n=15, classes=4, seed=seed)

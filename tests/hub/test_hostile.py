@@ -320,7 +320,7 @@ def test_memory_stays_bounded(adapter, tmp_path):
         assert message in result.stdout
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     field=st.sampled_from(
         [

@@ -36,7 +36,7 @@ cases = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(**cases)
 def test_nll_and_brier_equal_their_oracles(n, classes, seed, temperature):
     logits, labels = sample(n, classes, seed)
@@ -51,7 +51,7 @@ def test_nll_and_brier_equal_their_oracles(n, classes, seed, temperature):
         assert negative_log_likelihood(np.log(probabilities), labels) == pytest.approx(sklearn_value, rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**cases, bins=st.integers(1, 20), decimals=st.sampled_from([0, 12]))
 def test_equal_width_ece_equals_a_loop_over_bins(n, classes, seed, temperature, bins, decimals):
     logits, labels = sample(n, classes, seed, decimals)
@@ -67,7 +67,7 @@ def test_equal_width_ece_equals_a_loop_over_bins(n, classes, seed, temperature, 
         assert got == pytest.approx(total, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 100), bins=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
 def test_equal_mass_bins_hold_equally_many(n, bins, seed):
     rng = np.random.default_rng(seed)

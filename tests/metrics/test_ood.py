@@ -155,7 +155,7 @@ free = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: x + 0.0)
 side = st.one_of(st.lists(tied, min_size=1, max_size=40), st.lists(free, min_size=1, max_size=25))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(side, side, st.sampled_from(sorted(PRESETS)))
 def test_every_preset_equals_its_definition(id_scores, ood_scores, preset):
     assert_equals_oracle(id_scores, ood_scores, preset)
@@ -178,7 +178,7 @@ def sklearn_values(id_scores, ood_scores):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_id=st.integers(1, 400),
     n_ood=st.integers(1, 400),
@@ -199,7 +199,7 @@ def test_equals_sklearn_on_random_and_tied_scores(n_id, n_ood, levels, seed):
         assert got[name] == pytest.approx(value, abs=1e-12), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(side, side, st.sampled_from(sorted(PRESETS)))
 def test_strictly_increasing_transform_changes_nothing(id_scores, ood_scores, preset):
     levels = {value: rank for rank, value in enumerate(sorted({*id_scores, *ood_scores}))}
@@ -209,7 +209,7 @@ def test_strictly_increasing_transform_changes_nothing(id_scores, ood_scores, pr
     assert ranked == ood_metrics(id_scores, ood_scores, preset)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(side, side)
 def test_swapping_sides_maps_as_it_must(id_scores, ood_scores):
     got = ood_metrics(id_scores, ood_scores)
@@ -253,7 +253,7 @@ def test_scores_are_never_transformed():
     assert auroc(id_scores, ood_scores) > 0.8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(side, side)
 def test_autc_is_the_area_under_both_error_curves(id_scores, ood_scores):
     scores = np.r_[id_scores, ood_scores]

@@ -29,7 +29,7 @@ values = st.one_of(
 parts = st.lists(st.tuples(st.lists(values, max_size=12), st.lists(values, max_size=12)), min_size=1, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(parts, st.sampled_from([None, 4, 7, 16]), st.randoms(use_true_random=False))
 def test_parts_add_up_to_the_whole_in_any_order(parts, max_groups, random):
     whole = ScoreCounts.from_scores(
@@ -47,7 +47,7 @@ def test_parts_add_up_to_the_whole_in_any_order(parts, max_groups, random):
     assert max_groups is None or len(whole.thresholds) <= max_groups
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts)
 def test_exact_counts_are_the_histogram_of_distinct_values(parts):
     ids, oods = [s for part, _ in parts for s in part], [s for _, part in parts for s in part]
@@ -69,7 +69,7 @@ def test_metrics_of_merged_counts_are_those_of_the_scores(preset):
     assert ood_metrics(merged, preset=preset) == ood_metrics(ids, oods, preset)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     n_id=st.integers(1, 300),
     n_ood=st.integers(1, 300),

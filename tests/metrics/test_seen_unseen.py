@@ -49,7 +49,7 @@ def problems(draw):
     return logits, labels, seen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems())
 def test_curve_and_area_equal_brute_force(problem):
     logits, labels, seen = problem
@@ -62,7 +62,7 @@ def test_curve_and_area_equal_brute_force(problem):
     assert ausuc(logits, labels, seen) == pytest.approx(float(area), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.floats(-3, 3))
 def test_accuracies_equal_their_definitions(problem, gamma):
     logits, labels, seen = problem

@@ -28,7 +28,7 @@ from peft_reprogram.metrics import (
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_accuracies_equal_sklearn(samples):
     predictions, labels = map(list, zip(*samples))
@@ -38,7 +38,7 @@ def test_accuracies_equal_sklearn(samples):
     assert balanced_accuracy(predictions, labels) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["land", "water"])), min_size=1))
 def test_groups(samples):
     predictions, labels, groups = map(list, zip(*samples))

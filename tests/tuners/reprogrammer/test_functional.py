@@ -24,7 +24,7 @@ def geometries(draw):
     return FrameGeometry((height, width), inner, (height, width))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometries(), st.integers(0, 2**31))
 def test_only_the_frame_changes_and_by_the_formula(geometry, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ def test_only_the_frame_changes_and_by_the_formula(geometry, seed):
     assert torch.equal(unpack_frame(frame, geometry), program)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(geometries(), st.integers(0, 2**31))
 def test_a_zero_frame_is_the_identity(geometry, seed):
     x = torch.randn(2, 3, *geometry.image_size, generator=torch.Generator().manual_seed(seed)) * 3
@@ -106,7 +106,7 @@ def test_images_that_do_not_fit(shape, message):
         reprogram_pixels(torch.zeros(shape), torch.zeros(3, geometry.num_pixels), geometry, MEAN, STD)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.integers(0, 30), min_size=1, max_size=10), st.lists(st.integers(0, 30), min_size=1, max_size=20))
 def test_row_deltas_are_a_table_look_up(trained, ids):
     row_ids = torch.tensor(sorted(trained))
