@@ -188,7 +188,7 @@ class BiTuning(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "bi_tuning"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-4}, {"lr": 3e-4}, {"lr": 3e-5})
 
     lr: float = 1e-4
     queue_size: int = 40

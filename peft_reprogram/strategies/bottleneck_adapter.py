@@ -27,7 +27,7 @@ class BottleneckAdapter(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "adapter"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-3}, {"lr": 3e-4}, {"lr": 3e-3})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 3e-4})
 
     reduction_factor: int = 8
 

@@ -29,7 +29,7 @@ class Compacter(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "compacter"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 3e-3}, {"lr": 1e-3}, {"lr": 1e-2})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 3e-3}, {"lr": 1e-2}, {"lr": 1e-3})
 
     lr: float = 3e-3
     reduction_factor: int = 32

@@ -25,7 +25,7 @@ class FLYP(Strategy):
     """
 
     name: ClassVar[str] = "flyp"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 3e-5}, {"lr": 1e-5}, {"lr": 1e-4})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 3e-5}, {"lr": 1e-4}, {"lr": 1e-5})
 
     lr: float = 3e-5
     weight_decay: float = 0.1

@@ -25,7 +25,7 @@ class FullFineTuning(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "full"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-4}, {"lr": 3e-4}, {"lr": 3e-5})
 
     lr: float = 1e-4
     weight_decay: float = 0.1

@@ -28,7 +28,7 @@ class LoRA(ImageTowerStrategy):
     """
 
     name: ClassVar[str] = "lora"
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-3}, {"lr": 3e-4}, {"lr": 3e-3})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 3e-4})
 
     r: int = 8
     lora_alpha: int = 8

@@ -30,7 +30,7 @@ class Reprogrammer(Strategy):
     name: ClassVar[str] = "reprogrammer"
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
         {"frame_lr": 5e-4, "text_lr": 1e-3},
-        {"frame_lr": 5e-4, "text_lr": 2e-3},
+        {"frame_lr": 5e-4, "text_lr": 5e-3},
         {"frame_lr": 5e-3, "text_lr": 1e-3},
     )
     residual_alphas: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8)

@@ -27,7 +27,7 @@ class AnchoredReprogrammer(TextReprogrammer):
     name: ClassVar[str] = "reprogrammer_anchored"
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
         {"text_lr": 2e-3, "anchor": 3.0},
-        {"text_lr": 2e-3, "anchor": 1.0},
+        {"text_lr": 5e-3, "anchor": 1.0},
         {"text_lr": 5e-3, "anchor": 3.0},
     )
 

@@ -23,5 +23,5 @@ class TextReprogrammer(Reprogrammer):
 
     name: ClassVar[str] = "reprogrammer_text"
     frozen_images: ClassVar[bool] = True
-    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"text_lr": 1e-3}, {"text_lr": 2e-3}, {"text_lr": 5e-4})
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"text_lr": 1e-3}, {"text_lr": 5e-3}, {"text_lr": 2e-3})
     parts: ClassVar[dict[str, Any]] = {"reprogram_image": False, "reprogram_text": True}

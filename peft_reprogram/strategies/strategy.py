@@ -79,7 +79,8 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
-    # What the bench tries, choosing by validation accuracy: as many entries for every strategy that trains.
+    # What the bench tries, choosing by validation accuracy: as many entries for every strategy that trains. The usual value
+    # comes first and a bolder one second, so that two trials serve few steps of training as well as many.
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     # Shares of the zero-shot features to report beside none, where the strategy trains a reprogrammer.
     residual_alphas: ClassVar[tuple[float, ...]] = ()
