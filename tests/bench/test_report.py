@@ -3,7 +3,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from bench_rows import point, row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,8 @@ from peft_reprogram.bench.markdown import to_markdown
 from peft_reprogram.bench.report import render_report, write_report
 from peft_reprogram.bench.statements import fairness_statement, front_statement, searches
 from peft_reprogram.bench.summary import ID_ACCURACY, summarize
+
+from .bench_rows import point, row
 
 
 VOID = {"meta", "wbr", "link", "br", "img", "hr", "input"}

@@ -3,7 +3,6 @@ import random
 import statistics
 
 import pytest
-from bench_rows import point, row
 
 from peft_reprogram.bench.summary import (
     EFFECTIVE_ROBUSTNESS,
@@ -13,6 +12,8 @@ from peft_reprogram.bench.summary import (
     summarize,
     within_noise,
 )
+
+from .bench_rows import point, row
 
 
 def entries(rows, **options):
