@@ -110,7 +110,24 @@ def _staged(contents: AdapterContents, base_model: Optional[str]) -> Iterator[Pa
         if contents.peft_config is not None:
             config = {**contents.peft_config, "base_model_name_or_path": base_model}
             (staging / layout.ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        for name in (layout.TRAINING_RESULTS, layout.EVALUATION_RESULTS):
+            if contents.has(name):
+                results = _without_own_folders(json.loads((staging / name).read_text("utf-8")))
+                (staging / name).write_text(json.dumps(results, indent=2) + "\n", "utf-8")
         yield staging
+
+
+def _without_own_folders(value: Any) -> Any:
+    """Commands and paths without where they lie on this machine, which often names its user."""
+    if isinstance(value, dict):
+        return {name: _without_own_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_own_folders(item) for item in value]
+    if isinstance(value, str):
+        for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
+            if folder != folder.parent:  # of a root there is nothing to hide
+                value = value.replace(str(folder), short)
+    return value
 
 
 def _has_written_card(folder: Path) -> bool:

@@ -197,6 +197,18 @@ def test_what_belongs_to_another_adapter_is_not_published(hub, adapter, results,
     assert file in hub.files("alice/adapter")
 
 
+def test_published_results_do_not_say_where_they_were_made(hub, adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "jane"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "jane"))
+    result = {"trainable_parameters": 1, "steps": 1, "seconds": 0.5, "processes": 1, "device": "cpu"}
+    made = {**result, "recipe": {"model": f"{tmp_path}/jane/clip"}, "history": [{"file": f"{tmp_path}/jane/a"}, None]}
+    (adapter / "results.json").write_text(json.dumps(made))
+    push_to_hub(adapter, "alice/adapter", base_model="alice/base")
+    published = json.loads(hub.files("alice/adapter")["results.json"])
+    assert published == {**result, "recipe": {"model": "~/clip"}, "history": [{"file": "~/a"}, None]}
+    assert json.loads((adapter / "results.json").read_text()) == made
+
+
 def test_card_that_somebody_wrote_is_kept(hub, adapter):
     (adapter / "README.md").write_text("---\nlicense: mit\n---\nMy own words.\n")
     push_to_hub(adapter, "alice/adapter", base_model="alice/base")
