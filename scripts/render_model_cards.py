@@ -3,8 +3,9 @@ Renders the cards in model_cards/ anew, with their pictures, from the adapters a
 
     python scripts/render_model_cards.py
     python -m peft_reprogram.demo && python scripts/render_model_cards.py --demo demo_output
+    python scripts/render_model_cards.py --adapter runs/caltech101_text_rows
 
-`--demo` first takes over adapter and results of a run of the demo.
+`--demo` first takes over adapter and results of a run of the demo, `--adapter` those of a folder, under its name.
 """
 
 from __future__ import annotations
@@ -28,28 +29,36 @@ DEMO_FILES = {
     "results.json": "reprogrammer/results.json",  # the residual one is not trained any further
     "evaluation.json": "results.json",
 }
+# What a card is made of; tokenizers are as large as their vocabulary, and the base model has them.
+FILES = {name: name for name in DEMO_FILES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="Output folder of the demo to take over.")
-    demo = parser.parse_args().demo
-    if demo is not None:
-        take_over(demo)
+    parser.add_argument("--adapter", type=Path, help="Folder of an adapter, with its evaluation.json, to take over.")
+    options = parser.parse_args()
+    if options.demo is not None:
+        take_over(options.demo, DEMO, DEMO_FILES)
+    if options.adapter is not None:
+        take_over(options.adapter, CARDS / options.adapter.resolve().name, FILES)
     for config in sorted(CARDS.glob("*/adapter_config.json")):
         make_card(config.parent, license="apache-2.0")
         print(config.parent / "README.md")
 
 
-def take_over(demo: Path) -> None:
-    """Copies adapter and results of a run of the demo."""
-    DEMO.mkdir(exist_ok=True)
-    for name, source in DEMO_FILES.items():
-        shutil.copyfile(demo / source, DEMO / name)
-    # The embedded model is where the package is installed, which is somewhere else for everybody.
-    config = json.loads((DEMO / "adapter_config.json").read_text("utf-8"))
+def take_over(source: Path, folder: Path, names: dict[str, str]) -> None:
+    """Copies an adapter and its results."""
+    folder.mkdir(exist_ok=True)
+    for name, origin in names.items():
+        shutil.copyfile(source / origin, folder / name)
+    # Its base model lies in a folder, which is somewhere else for everybody.
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     text = json.dumps({**config, "base_model_name_or_path": None}, indent=2, sort_keys=True)
-    (DEMO / "adapter_config.json").write_text(text + "\n", "utf-8")
+    (folder / "adapter_config.json").write_text(text + "\n", "utf-8")
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    results.get("recipe", {}).pop("model", None)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
