@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .shift.labels import normalize_name
 from .tuners.reprogrammer.prompts import check_class_names
 
 
@@ -131,7 +132,8 @@ def load_image_data(
         class_names (`Sequence[str]`, *optional*):
             The class order to bring the labels to. Labels with names are matched **by name**, so that a shift set with
             another order, or with some of the classes only, is scored rightly; integer labels without names are taken as
-            indices into this list. Defaults to the names that the data carries, in its own order.
+            indices into this list. Case, hyphens and underscores make no difference where the names differ without them too.
+            Defaults to the names that the data carries, in its own order.
         class_map (`Mapping[str, str | None]`, *optional*):
             What to call a class of the data in terms of `class_names`, e.g. `{"car": "automobile"}`. `None` leaves the
             rows of the class out, e.g. `{"monkey": None}`.
@@ -571,15 +573,17 @@ def _match_classes(
     renamed = [class_map.get(name, name) for name in own_names]
     kept = list(dict.fromkeys(name for name in renamed if name is not None))
     target = check_class_names(kept) if class_names is None else class_names
-    index = {name: i for i, name in enumerate(target)}
-    missing = [name for name in kept if name not in index]
+    # As `map_labels` compares names, unless that would make one class of two.
+    spelling = normalize_name if len({normalize_name(name) for name in target}) == len(target) else str
+    index = {spelling(name): i for i, name in enumerate(target)}
+    missing = [name for name in kept if spelling(name) not in index]
     if missing:
         raise ValueError(
             f"{source} has the classes {_abbreviate(map(repr, missing))}, which are not among the class names "
             f"{_abbreviate(map(repr, target))}. Rename them with `class_map={{'{missing[0]}': '<a class name>'}}`, or "
             f"leave their rows out with `class_map={{'{missing[0]}': None}}`."
         )
-    return target, [-1 if name is None else index[name] for name in renamed]
+    return target, [-1 if name is None else index[spelling(name)] for name in renamed]
 
 
 def _without_unreadable(data: ImageData) -> ImageData:

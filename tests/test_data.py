@@ -135,6 +135,14 @@ def test_class_map_renames_and_leaves_out(sorted_set, preprocess, streaming):
         assert data.rows.tolist() == [*range(12), *range(22, 30)]
 
 
+def test_names_are_matched_in_any_spelling_that_is_unique(sorted_set):
+    data = load_image_data(sorted_set, split="train", class_names=["COW", "Bee_", "aNT"])
+    assert np.bincount(data.labels).tolist() == [8, 10, 12]
+    assert data.class_names == ["COW", "Bee_", "aNT"]
+    with pytest.raises(ValueError, match="'ant', 'bee', 'cow', which are not among"):
+        load_image_data(sorted_set, split="train", class_names=["ANT", "Ant", "Bee", "Cow"])
+
+
 def test_class_map_merges_classes(sorted_set):
     data = load_image_data(sorted_set, split="train", class_map={"ant": "insect", "bee": "insect"})
     assert data.class_names == ["insect", "cow"]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def _normalize(name: str) -> str:
+def normalize_name(name: str) -> str:
+    """A class name as names are compared: without regard to case, with underscores and hyphens as spaces."""
     return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
 
 
@@ -54,8 +55,8 @@ def map_labels(
     """
     if isinstance(dataset_class_names, str) or isinstance(id_class_names, str):
         raise ValueError("dataset_class_names and id_class_names must be lists of names, got a single string.")
-    aliases = {_normalize(name): target for name, target in (aliases or {}).items()}
-    unknown = sorted(aliases.keys() - {_normalize(name) for name in dataset_class_names})
+    aliases = {normalize_name(name): target for name, target in (aliases or {}).items()}
+    unknown = sorted(aliases.keys() - {normalize_name(name) for name in dataset_class_names})
     if unknown:
         raise ValueError(
             f"aliases name classes that the data set does not have: {_listed(unknown)}; "
@@ -63,14 +64,14 @@ def map_labels(
         )
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(id_class_names):
-        positions.setdefault(_normalize(name), []).append(position)
+        positions.setdefault(normalize_name(name), []).append(position)
     labels = np.full(len(dataset_class_names), -1, dtype=np.int64)
     missing, ambiguous = [], []
     for label, name in enumerate(dataset_class_names):
-        target = aliases.get(_normalize(name), name)
+        target = aliases.get(normalize_name(name), name)
         if target is None:
             continue
-        found = positions.get(_normalize(target), [])
+        found = positions.get(normalize_name(target), [])
         if len(found) == 1:
             labels[label] = found[0]
         elif found:
