@@ -147,7 +147,11 @@ def shift_bars(results: Results) -> Figure:
         places = np.arange(len(sets)) + (i - (len(results.models) - 1) / 2) * width
         bars = axes.bar(places, accuracies, width, color=COLORS[i % len(COLORS)], label=model)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    axes.set_xticks(range(len(sets)), sets)
+    # A character of the labels is about 0.09 inches wide.
+    if 0.09 * max(map(len, sets)) < 0.8 * figure.get_figwidth() / len(sets):
+        axes.set_xticks(range(len(sets)), sets)
+    else:
+        axes.set_xticks(range(len(sets)), sets, rotation=30, ha="right", rotation_mode="anchor")
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     if len(results.models) > 1:
         figure.legend(loc="outside upper center", fontsize="small", ncols=3)
