@@ -254,8 +254,8 @@ def fit_threshold(
         if passes is not None:
             (made,) = scores_for(classifier, requested, seed).values()
             ready = fitted(made, passes.fit)
-            kept = torch.from_numpy(score_outputs(ready, passes.id.outputs)[passes.id.labels >= 0])
-            outcome = (Threshold.fit(kept, tpr, score=ready, identity=passes.id.outputs.identity), ready)
+            scores = torch.from_numpy(score_outputs(ready, passes.id.outputs))
+            outcome = (Threshold.fit(scores, tpr, score=ready, identity=passes.id.outputs.identity), ready)
         return _from_main_process(extraction.accelerator, outcome)
 
 

@@ -149,7 +149,7 @@ class LabelMap:
             labels (`np.ndarray`): As the set gives them, `(N,)`.
 
         Returns:
-            `np.ndarray`: Class indices, -1 for classes that are left out.
+            `np.ndarray`: Indices of the classifier's classes.
 
         Raises:
             ValueError: If a label lies outside the classes.

@@ -41,17 +41,16 @@ class LabelledOutputs:
 
     Args:
         outputs ([`StoredOutputs`]): N rows.
-        labels (`np.ndarray`): `(N,)`, -1 where the image belongs to none of the classes and is left out of accuracies.
+        labels (`np.ndarray`): `(N,)`, each an index of a class.
     """
 
     outputs: StoredOutputs
     labels: np.ndarray
 
     def load(self) -> ModelOutputs:
-        """The rows that count, with their labels, in memory."""
+        """The rows with their labels, in memory."""
         outputs = self.outputs.load(without=frozenset({"patch_features", "labels"}))
-        labels = torch.from_numpy(self.labels)
-        return replace(outputs, labels=labels)[labels >= 0]
+        return replace(outputs, labels=torch.from_numpy(self.labels))
 
 
 @dataclass(frozen=True)
@@ -202,12 +201,10 @@ def _predictions(outputs: StoredOutputs) -> np.ndarray:
 
 
 def _accuracy(outputs: LabelledOutputs) -> float:
-    counted = outputs.labels >= 0
-    return accuracy(_predictions(outputs.outputs)[counted], outputs.labels[counted])
+    return accuracy(_predictions(outputs.outputs), outputs.labels)
 
 
 def _accuracies(predictions: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    predictions, labels = predictions[labels >= 0], labels[labels >= 0]
     right = np.bincount(labels, predictions == labels, len(class_names))
     total = np.bincount(labels, minlength=len(class_names))
     return {
@@ -225,15 +222,14 @@ def _classification(
     predictions, confidences, nll, brier = [], [], 0.0, 0.0
     labels = np.split(id.labels, np.cumsum([len(chunk) for chunk in id.outputs.chunks(_ALL_BUT_LOGITS)])[:-1])
     for chunk, true in zip(id.outputs.chunks(_ALL_BUT_LOGITS), labels):
-        logits, counted = chunk.logits.numpy(), true >= 0
+        logits = chunk.logits.numpy()
         predictions.append(logits.argmax(axis=1))
         confidences.append(np.exp(log_softmax(logits, temperature).max(axis=1)))
-        if counted.any():
-            nll += counted.sum() * negative_log_likelihood(logits[counted], true[counted], temperature)
-            brier += counted.sum() * brier_score(logits[counted], true[counted], temperature)
-    predicted, counted = np.concatenate(predictions), id.labels >= 0
-    confidence = np.concatenate(confidences)[counted].clip(max=1)
-    correct = (predicted == id.labels)[counted]
+        nll += len(true) * negative_log_likelihood(logits, true, temperature)
+        brier += len(true) * brier_score(logits, true, temperature)
+    predicted = np.concatenate(predictions)
+    confidence = np.concatenate(confidences).clip(max=1)
+    correct = predicted == id.labels
     diagrams = {
         binning: reliability_bins(confidence, correct, bins=CALIBRATION_BINS, binning=binning)
         for binning in ("equal_width", "equal_mass")

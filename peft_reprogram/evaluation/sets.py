@@ -102,16 +102,14 @@ class EvaluationSets:
             stored = outputs.labels
             assert stored is not None
             labels = self.label_maps[name](stored)
-            if not (labels >= 0).any():
-                raise ValueError(f"the set {name!r} ({data.source}) has no image of any of the classes.")
-            present = np.unique(labels[labels >= 0])
+            present = np.unique(labels)
             if name in ("fit", "calibration") and len(present) == 1:
                 raise ValueError(
                     f"the set {name!r} ({data.source}) shows the class {self.class_names[present[0]]!r} alone, from which "
                     "nothing about the others can be learned. Many sets are sorted by class: draw from all of it, e.g. with "
                     "`few_shot(data, shots, seed)`, instead of taking the first rows."
                 )
-            self._n[name] = int((labels >= 0).sum())
+            self._n[name] = len(labels)
             return LabelledOutputs(outputs, labels)
 
         passes = {name: labelled(name, data) for name, data in self.labelled.items()}

@@ -50,18 +50,6 @@ def test_classification_equals_sklearn(outputs):
     assert sum(measures.curves["reliability"]["count"]) == 23
 
 
-def test_images_of_no_class_are_left_out_of_accuracy_but_not_of_detection(outputs):
-    labels = outputs["id"].labels.copy()
-    labels[:9] = -1
-    scores = {"msp": get_score("msp")}
-    measures = measure(make_passes(outputs, labels, ood={"ood": outputs["ood"]}), CLASSES, scores, **CONVENTION)
-    assert measures.id["n"] == 14
-    rest = calibration_metrics(outputs["id"].load(9).logits.numpy(), labels[9:])
-    assert measures.id["accuracy"] == rest["accuracy"]
-    assert measures.calibration["brier"] == pytest.approx(rest["brier"], rel=1e-12)
-    assert measures.ood["msp"]["ood"]["n_id"] == 23
-
-
 def test_detection_equals_sklearn_and_full_spectrum_adds_the_shifts(outputs):
     shift = LabelledOutputs(outputs["ood"], np.zeros(11, np.int64))
     passes = make_passes(outputs, shifts={"shift": shift}, ood={"ood": outputs["ood"]})
