@@ -162,12 +162,10 @@ class TrainingConfig:
                         "logging_steps", "checkpoint_steps", "keep_checkpoints")  # fmt: skip
         not_negative = ("lr", "frame_lr", "text_lr", "weight_decay", "frame_weight_decay", "text_weight_decay",
                         "warmup_steps", "max_grad_norm", "num_workers")  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in not_negative:
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for name in (*at_least_one, *not_negative):
+            value, least = getattr(self, name), 1 if name in at_least_one else 0
+            if value is not None and not (isinstance(value, (int, float)) and value >= least):
+                raise ValueError(f"`{name}` must be a number of at least {least}, got {value!r}.")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"`warmup_ratio` is a share of the steps, between 0 and 1, got {self.warmup_ratio}.")
         choices = {
@@ -490,6 +488,8 @@ class _Run:
         if self.config.selection == "val":
             _copy_into(self.trainable, self.best_weights)
         self.classifier.eval()
+        # Accelerate would leave it in mixed precision, its logits rounded.
+        accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         result = self._result()
         if accelerator.is_main_process:
             self._publish(result)

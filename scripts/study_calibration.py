@@ -253,16 +253,16 @@ class Study:
     @torch.no_grad()
     def _outputs(self, classifier: Any, data: ImageData) -> Outputs:
         dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.study.mixed_precision]
-        classifier.eval()
+        device = next(classifier.eval().parameters()).device
         loader = torch.utils.data.DataLoader(prepare(data, self.preprocess), batch_size=32, collate_fn=collate)
         features, labels = [], []
         for batch in loader:
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                features.append(classifier.get_image_features(batch["pixel_values"]).float())
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                features.append(classifier.get_image_features(batch["pixel_values"].to(device)).float())
             labels.append(batch["labels"])
         stacked = torch.cat(features)
         logits = nn.functional.linear(stacked, classifier.head.weight, classifier.head.bias)
-        return Outputs(logits.numpy(), stacked.numpy(), torch.cat(labels).numpy())
+        return Outputs(logits.cpu().numpy(), stacked.cpu().numpy(), torch.cat(labels).numpy())
 
     def results(self) -> dict[str, Any]:
         """The figures of each strategy, a list over seeds each."""

@@ -112,10 +112,11 @@ class StudyConfig:
             **({"flip": "output"} if self.flip else {}),
         }
 
-    def recipe(self) -> str:
-        """Hash of what decides the number of a cell, beside what the cell is called."""
+    def recipe(self, shift: Optional[str] = None, strategy: Optional[str] = None) -> str:
+        """Hash of what decides the numbers of a source model, or of a cell beside what the cell is called."""
         free = {"root", "output_dir", "models", "shifted", "corruptions", "flip", "strategies", "lrs", "seeds"}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
+        values.update(shifted=self.shifted.get(shift or ""), options=STRATEGIES.get(strategy or ""))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -176,8 +177,6 @@ class Study:
         self.folder = Path(study.output_dir)
         self.store = ResultStore(self.folder / "cells.jsonl")
         self.class_names = load_image_data(self.root / study.source, split="test").class_names or []
-        # A cell of another recipe would be taken for one of this.
-        self.recipe = study.recipe()
 
     def run(self) -> dict[str, Any]:
         """Runs what is missing, and returns the results."""
@@ -222,7 +221,9 @@ class Study:
                     )
 
     def _key(self, model: str, shift: str, seed: int, strategy: str, lr: Optional[float]) -> dict[str, Any]:
-        return {"model": model, "shift": shift, "seed": seed, "strategy": strategy, "lr": lr, "recipe": self.recipe}
+        # Without its recipe a cell of another configuration would be taken for one of this.
+        recipe = self.study.recipe(shift, strategy)
+        return {"model": model, "shift": shift, "seed": seed, "strategy": strategy, "lr": lr, "recipe": recipe}
 
     def _keys(self, model: str, shift: str) -> Iterator[dict[str, Any]]:
         """The cells that are known to be needed now."""
@@ -273,7 +274,7 @@ class Study:
 
     def _source_model(self, model: str) -> nn.Module:
         """The model after its fine-tuning on source images, which happens once."""
-        study, folder = self.study, self.folder / "source" / f"{Path(model).name}-{self.recipe}"
+        study, folder = self.study, self.folder / "source" / f"{Path(model).name}-{self.study.recipe()}"
         classifier = self._pretrained(model)
         if not (folder / "results.json").is_file():
             data = load_decoded(self.root / study.source, "train", self.class_names)
@@ -321,10 +322,12 @@ class Study:
     @torch.no_grad()
     def _measure(self, classifier: nn.Module, data: Tensors) -> dict[str, float]:
         dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.study.mixed_precision]
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            logits = torch.cat(
-                [classifier(pixel_values=pixels).logits.float() for pixels in data.pixel_values.split(32)]
-            )
+        device = next(classifier.parameters()).device
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            batches = [
+                classifier(pixel_values=pixels.to(device)).logits.float() for pixels in data.pixel_values.split(32)
+            ]
+        logits = torch.cat(batches).cpu()
         hits = (logits.argmax(dim=-1) == data.labels).double()
         recalls = [hits[data.labels == label].mean().item() for label in data.labels.unique()]
         return {
@@ -391,7 +394,8 @@ class Study:
         config = {
             name: value for name, value in dataclasses.asdict(study).items() if name not in ("root", "output_dir")
         }
-        seconds = sum(row["seconds"] for row in self.store if row["cell"]["recipe"] == self.recipe)
+        recipes = {study.recipe(shift, strategy) for shift in study.shifts for strategy in study.strategies}
+        trainings = [row for row in self.store if row["cell"]["recipe"] in recipes]
         source = {
             Path(model).name: self.store.get(self._key(model, "source", study.seeds[0], "none", None))["accuracy"]  # type: ignore[index]
             for model in study.models
@@ -399,8 +403,8 @@ class Study:
         return {
             "config": config,
             "source_accuracy": source,
-            "trainings": len(self.store),
-            "training_seconds": round(seconds),
+            "trainings": len(trainings),
+            "training_seconds": round(sum(row["seconds"] for row in trainings)),
             "table": table,
         }
 

@@ -233,6 +233,18 @@ def test_bf16_trains_float32_parameters(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["mixed_precision"] == "bf16"
 
 
+def test_mixed_precision_ends_with_the_training(tmp_path):
+    classifier = make_vit()
+    pixel_values = torch.stack([Colours()[i]["pixel_values"] for i in range(6)])
+    train(classifier, Colours(), TrainingConfig(str(tmp_path), epochs=1, mixed_precision="bf16", **QUIET))
+    with torch.no_grad():
+        logits = classifier(pixel_values=pixel_values).logits
+        fresh = make_vit()
+        fresh.load_state_dict(classifier.state_dict())
+        assert torch.equal(logits, fresh.eval()(pixel_values=pixel_values).logits)
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_one_seed_one_result_another_seed_another(tmp_path):
     def run(name, seed):
         classifier = make_reprogrammer(frame_dropout=0.3)
@@ -700,9 +712,10 @@ def test_tensorboard_holds_losses_and_validation(tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be at least 1"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
-        ({"lr": -1.0}, "`lr` must not be negative"),
+        ({"epochs": 0}, "`epochs` must be a number of at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be a number of at least 1"),
+        ({"lr": "fast"}, "`lr` must be a number of at least 0, got .fast."),
+        ({"lr": -1.0}, "`lr` must be a number of at least 0"),
         ({"warmup_ratio": 1.5}, "between 0 and 1"),
         ({"optimizer": "lion"}, "`optimizer` must be one of"),
         ({"selection": "test"}, "`selection` must be one of"),

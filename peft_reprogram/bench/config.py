@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from ..ood import get_score
 from ..shift import list_corruptions
+from ..shift.corruptions import SEVERITIES
 from ..strategies import get_strategy
 from ..training import TrainingConfig
 
@@ -120,8 +122,11 @@ class BenchConfig:
             raise ValueError(f"`trials` must be at least 1, got {self.trials}.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` {self.seeds} name one twice.")
+        for name, path in self.models.items():
+            if not isinstance(path, str):
+                raise ValueError(f"the model {name!r} must be a Hub id, a folder or 'demo', got {path!r}.")
         for label in self.strategies:
-            self.strategy(label)
+            self.strategy(label).training_config(TrainingConfig(output_dir=""))
         for name in self.scores:
             score = get_score(name)
             if not score.needs <= {"logits", "features", "class_features"} or not score.is_fitted:
@@ -134,6 +139,8 @@ class BenchConfig:
             unknown = sorted(set(task.corruption_names()) - set(known))
             if unknown:
                 raise ValueError(f"there are no corruptions {unknown}; there are {', '.join(known)}.")
+            if not set(task.severities) <= set(SEVERITIES):
+                raise ValueError(f"`severities` must be among {list(SEVERITIES)}, got {task.severities}.")
         _check_training(self.training, "training")
 
     def strategy(self, label: str) -> Any:
@@ -150,6 +157,13 @@ class BenchConfig:
             if free not in grid:
                 grid.append(free)
         return grid[: self.trials]
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes `1e-4` for a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def load_config(path: str | Path) -> BenchConfig:
@@ -170,7 +184,7 @@ def load_config(path: str | Path) -> BenchConfig:
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}.")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, Mapping):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
@@ -76,18 +77,28 @@ class BenchRunner:
 
         Raises:
             ValueError: If the store holds cells of another configuration.
+            FloatingPointError: If the training of a cell diverged; all others are finished first.
         """
         cells = [(group, cell) for group in groups(self.config, self.shard) for cell in group.cells()]
         for group, cell in cells:
             self._check_recipe(cell, recipe(self.config, group))
+        diverged = []
         for number, (group, cell) in enumerate(cells, start=1):
             if self.store.get(asdict(cell)) is None:
                 started = time.perf_counter()
-                row = self._run_cell(group, cell)
+                try:
+                    row = self._run_cell(group, cell)
+                except FloatingPointError as error:
+                    diverged.append(f"{_describe(cell)}: {error}")
+                    self._say(f"{number}/{len(cells)} {diverged[-1]}")
+                    continue
                 self.store.append(row, PartialState().is_main_process)
                 if PartialState().is_main_process:
-                    self._clear(cell)
-                self._say(f"{number}/{len(cells)} {_describe(row)}, {time.perf_counter() - started:.0f} s")
+                    self._clear(self._folder(group, cell))
+                accuracy, seconds = row["points"][0]["id"]["accuracy"], time.perf_counter() - started
+                self._say(f"{number}/{len(cells)} {_describe(cell)}: ID accuracy {accuracy:.1%}, {seconds:.0f} s")
+        if diverged:
+            raise FloatingPointError("\n".join([f"{len(diverged)} of {len(cells)} cells diverged:", *diverged]))
         if PartialState().is_main_process:
             shutil.rmtree(self._passes, ignore_errors=True)
             if not self.keep_adapters:
@@ -96,7 +107,7 @@ class BenchRunner:
     def _run_cell(self, group: Group, cell: Cell) -> dict[str, Any]:
         options, trials = self._choose(group)
         strategy = self.config.strategy(cell.strategy).with_options(**options)
-        task, validation = self._task(cell, options)
+        task, validation = self._task(group, cell, options)
         classifier, cost = self._fit(strategy, task, cell)
         trial = self.trials.get(_trial_key(group, cell, options, self.config))
         cost = cost if trial is None else trial["cost"]
@@ -119,29 +130,41 @@ class BenchRunner:
     # --- training --------------------------------------------------------------------------------------------------
 
     def _choose(self, group: Group) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The trial with the best validation accuracy at the first seed (of equals the first), and all of them."""
+        """
+        The trial with the best validation accuracy at the first seed (of equals the first), and all of them. One that
+        diverges is a trial as well, whose accuracy is not known.
+        """
         cell, strategy = group.cells()[0], self.config.strategy(group.strategy)
         tried = []
         for options in self.config.grid(group.strategy):
             key = _trial_key(group, cell, options, self.config)
             row = self.trials.get(key)
             if row is None:
-                chosen = strategy.with_options(**options)
-                task, validation = self._task(cell, options)
-                classifier, cost = self._fit(chosen, task, cell)
-                accuracy = math.nan
-                for _, point in chosen.points(classifier, task):
-                    accuracy = self._evaluate(point, task, id=validation)[0].id["accuracy"]
-                    break  # a strategy is chosen by what it trained, before anything is mixed in
-                row = {"trial": key, "options": options, "validation_accuracy": accuracy, "cost": cost}
+                row = {"trial": key, "options": options, **self._try(strategy.with_options(**options), group, options)}
                 self.trials.append(row, PartialState().is_main_process)
-                self._say(f"  tried {group.strategy} {options}: validation accuracy {accuracy:.1%}")
+                accuracy = row["validation_accuracy"]
+                outcome = "diverged" if accuracy is None else f"validation accuracy {accuracy:.1%}"
+                self._say(f"  tried {group.strategy} {options}: {outcome}")
             seconds = row["cost"]["training_seconds"]
             tried.append({"options": options, "validation_accuracy": row["validation_accuracy"], "seconds": seconds})
-        best = max(tried, key=lambda trial: trial["validation_accuracy"])
+        finished = [trial for trial in tried if trial["validation_accuracy"] is not None]
+        if not finished:
+            raise FloatingPointError("every trial diverged. Fix lower learning rates under `strategies`.")
+        best = max(finished, key=lambda trial: trial["validation_accuracy"])
         return best["options"], tried
 
-    def _task(self, cell: Cell, options: dict[str, Any]) -> tuple[Task, ImageData]:
+    def _try(self, strategy: Strategy, group: Group, options: dict[str, Any]) -> dict[str, Any]:
+        """Validation accuracy of what a strategy trains at the first seed, before anything is mixed in, and the cost."""
+        cell, started = group.cells()[0], time.perf_counter()
+        task, validation = self._task(group, cell, options)
+        try:
+            classifier, cost = self._fit(strategy, task, cell)
+        except FloatingPointError:
+            return {"validation_accuracy": None, "cost": {"training_seconds": time.perf_counter() - started}}
+        _, point = next(strategy.points(classifier, task))
+        return {"validation_accuracy": self._evaluate(point, task, id=validation)[0].id["accuracy"], "cost": cost}
+
+    def _task(self, group: Group, cell: Cell, options: dict[str, Any]) -> tuple[Task, ImageData]:
         config, data = self.config.tasks[cell.task], self._data(cell.task)
         training, validation = draw(data.training, cell.shots, config.validation_shots, cell.seed)
         model = self.config.models[cell.model]
@@ -149,7 +172,7 @@ class BenchRunner:
         shots: Any = cell.shots or ALL_SHOTS
         training_config = TrainingConfig(
             **{**self.config.training, **(config.shots[shots] or {})},
-            output_dir=str(self._folder(cell, options)),
+            output_dir=str(self._folder(group, cell) / _trial_folder(options)),
             seed=cell.seed,
             progress_bar=False,
         )
@@ -174,12 +197,11 @@ class BenchRunner:
         }
         return classifier, cost
 
-    def _folder(self, cell: Cell, options: dict[str, Any]) -> Path:
-        trial = "-".join(f"{name}={value}" for name, value in options.items()) or "trained"
-        return self.work / cell.folder() / trial.replace("/", "_")
+    def _folder(self, group: Group, cell: Cell) -> Path:
+        # What another configuration left half done must not be continued with this one.
+        return self.work / f"{cell.folder()}-{recipe(self.config, group)}"
 
-    def _clear(self, cell: Cell) -> None:
-        folder = self.work / cell.folder()
+    def _clear(self, folder: Path) -> None:
         if not self.keep_adapters:
             shutil.rmtree(folder, ignore_errors=True)
         for checkpoints in folder.glob("**/checkpoints"):
@@ -227,6 +249,8 @@ class BenchRunner:
     def _evaluate(
         self, classifier: nn.Module, task: Task, residuals: tuple[float, ...] = (), **sets: Any
     ) -> list[ModelMeasures]:
+        # Tasks may differ in precision, which Accelerate refuses within a process.
+        AcceleratorState._reset_state()
         results = evaluate_model(
             classifier,
             **sets,
@@ -258,6 +282,10 @@ class BenchRunner:
 
     def _say(self, text: str) -> None:
         PartialState().print(text, flush=True)
+
+
+def _trial_folder(options: dict[str, Any]) -> str:
+    return ("-".join(f"{name}={value}" for name, value in options.items()) or "trained").replace("/", "_")
 
 
 def _trial_key(group: Group, cell: Cell, options: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
@@ -297,13 +325,8 @@ def _mark(points: list[dict[str, Any]], paper_alpha: Optional[float], n: int) ->
         point["chosen"] = point is chosen
 
 
-def _describe(row: dict[str, Any]) -> str:
-    cell, point = row["cell"], row["points"][0]
-    shots = cell["shots"] or ALL_SHOTS
-    return (
-        f"{cell['model']}, {cell['task']}, {shots} shots, {cell['strategy']}, seed {cell['seed']}: "
-        f"ID accuracy {point['id']['accuracy']:.1%}"
-    )
+def _describe(cell: Cell) -> str:
+    return f"{cell.model}, {cell.task}, {cell.shots or ALL_SHOTS} shots, {cell.strategy}, seed {cell.seed}"
 
 
 def _from_main_process(store: ResultStore) -> ResultStore:

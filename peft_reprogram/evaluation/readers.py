@@ -149,13 +149,13 @@ class _LinearHeadReader:
         seen: list[torch.Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            logits = self.classifier(pixel_values=pixel_values).logits
+            self.classifier(pixel_values=pixel_values)
         finally:
             handle.remove()
         features = seen[-1].float()
-        if logits.dtype != torch.float32:
-            with torch.autocast(features.device.type, enabled=False):
-                logits = nn.functional.linear(features, *self._weight_and_bias())
+        # Whatever their type is now, they may have been rounded to bfloat16 on the way.
+        with torch.autocast(features.device.type, enabled=False):
+            logits = nn.functional.linear(features, *self._weight_and_bias())
         return {"logits": logits, "features": features}
 
     def head(self) -> dict[str, torch.Tensor]:

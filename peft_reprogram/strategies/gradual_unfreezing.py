@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from .registry import register
 class GradualUnfreezing(ImageTowerStrategy):
     """
     Gradual unfreezing, a baseline of arXiv 2210.11466: training starts with one end of the network and takes in the next
-    block each time that another fifth of the epochs is over. What is yet to come has a learning rate of 0, and starts with
+    block each time that another fifth of the epochs begins; with fewer epochs it takes in several at once. What is yet to come has a learning rate of 0, and starts with
     fresh moments of the optimiser.
 
     Args:
@@ -58,7 +59,7 @@ class GradualUnfreezing(ImageTowerStrategy):
             positions = list(range(len(groups)))
             if self.order == "last_to_first":
                 positions.reverse()
-            for position in positions[: 1 + epoch * len(groups) // config.epochs]:
+            for position in positions[: math.ceil((epoch + 1) * len(groups) / config.epochs)]:
                 if scheduler.base_lrs[position] == 0:
                     for parameter in groups[position]["params"]:
                         optimizer.state.pop(parameter, None)

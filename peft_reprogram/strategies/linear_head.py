@@ -59,6 +59,7 @@ class LinearHeadClassifier(nn.Module):
         self.objective = objective
         self.head = _text_head(zero_shot) if init == "text" else _random_head(zero_shot, seed)
         self.model = _drop_text_side(zero_shot.model).requires_grad_(False)
+        self._counts_at_start = _batch_counts(self.model)
 
     @property
     def num_labels(self) -> int:
@@ -113,13 +114,14 @@ class LinearHeadClassifier(nn.Module):
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
         """
-        Save what is trained, and the class names.
+        Save what is trained, and the class names; with running statistics of batch normalisation where they have moved.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to; created if needed.
         """
         content = {"base_model": getattr(self.config, "_name_or_path", None), "class_names": self.class_names}
-        save_trained(self, save_directory, CLASSIFIER_FILE, content)
+        moved = _batch_counts(self.model) != self._counts_at_start
+        save_trained(self, save_directory, CLASSIFIER_FILE, content, _statistics(self) if moved else {})
 
     def load_trained(self, directory: Union[str, os.PathLike]) -> LinearHeadClassifier:
         """
@@ -150,7 +152,11 @@ def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_trained(
-    module: nn.Module, save_directory: Union[str, os.PathLike], content_file: str, content: dict[str, Any]
+    module: nn.Module,
+    save_directory: Union[str, os.PathLike],
+    content_file: str,
+    content: dict[str, Any],
+    buffers: Optional[dict[str, torch.Tensor]] = None,
 ) -> None:
     """
     Writes the trained tensors of a module as safetensors beside a JSON file, which appears when all is there.
@@ -160,10 +166,12 @@ def save_trained(
         save_directory (`str` or `os.PathLike`): Folder to write to; created if needed.
         content_file (`str`): Name of the JSON file.
         content (`dict`): What it shall hold.
+        buffers (`dict`, *optional*): Buffers of the module that training has changed too, by name.
     """
     from safetensors.torch import save_file
 
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trained_tensors(module).items()}
+    changed = {**trained_tensors(module), **(buffers or {})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in changed.items()}
     with filling(Path(save_directory), last=content_file) as folder:
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / content_file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -183,6 +191,7 @@ def load_trained(module: nn.Module, directory: Union[str, os.PathLike]) -> None:
     from safetensors.torch import load_file
 
     tensors, parameters = load_file(Path(directory) / WEIGHTS_FILE), trained_tensors(module)
+    parameters.update({name: buffer for name, buffer in _statistics(module).items() if name in tensors})
     differing = sorted(
         name
         for name in tensors.keys() | parameters.keys()
@@ -196,6 +205,35 @@ def load_trained(module: nn.Module, directory: Union[str, os.PathLike]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def _batch_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """Layers whose running statistics can move, by name: those of which a parameter is trained."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and any(parameter.requires_grad for parameter in layer.parameters())
+    }
+
+
+def _statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Running statistics that can move, by name."""
+    return {
+        f"{path}.{name}": buffer
+        for path, layer in _batch_norms(module).items()
+        for name, buffer in layer.named_buffers(recurse=False)
+    }
+
+
+def _batch_counts(module: nn.Module) -> frozenset[int]:
+    """How many batches the layers have seen in training mode; a set, as tuners may wrap or copy layers."""
+    counts = (
+        getattr(layer, "num_batches_tracked", None)
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    )
+    return frozenset(int(count) for count in counts if count is not None)
 
 
 @torch.no_grad()

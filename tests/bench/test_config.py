@@ -90,7 +90,16 @@ def test_the_recipe_changes_with_whatever_changes_numbers(tmp_path):
         ({"training": {"seed": 2}}, r"unknown training options \['seed'\]"),
         ({"tasks": {"a": {"dataset": "d"}}}, "the task 'a'.*shots"),
         ({"tasks": {"a": {"dataset": "d", "shots": {0: {}}}}}, "the task 'a': `shots` must be numbers of at least 1"),
-        ({"tasks": {"a": {"dataset": "d", "shots": {2: {"lr": -1}}}}}, "the task 'a'.*`lr` must not be negative"),
+        (
+            {"tasks": {"a": {"dataset": "d", "shots": {2: {"lr": -1}}}}},
+            "the task 'a'.*`lr` must be a number of at least 0",
+        ),
+        (
+            {"tasks": {"a": {"dataset": "d", "shots": {2: {}}, "severities": [6]}}},
+            r"`severities` must be among .*\[6\]",
+        ),
+        ({"strategies": {"lora": {"lr": "fast"}}}, "`lr` must be a number of at least 0, got 'fast'"),
+        ({"models": {"small": ["models/small"]}}, r"the model 'small' must be a Hub id.*\['models/small'\]"),
         ({"tasks": {"a": {"dataset": "d", "shots": {2: {}}, "oods": {}}}}, r"the task 'a': unknown keys \['oods'\]"),
         ({"tasks": {"a": {"dataset": "d", "shots": {2: {}}, "corruptions": ["fogg"]}}}, r"no corruptions \['fogg'\]"),
     ],
@@ -99,6 +108,13 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         load_config(written(tmp_path, **changes))
     assert "bench.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "0.0001", "+1E-4"])
+def test_numbers_as_people_write_them(tmp_path, number):
+    path = tmp_path / "bench.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "strategies": {"full": {"lr": "RATE"}}}).replace("RATE", number))
+    assert load_config(path).strategy("full").lr == 1e-4
 
 
 def test_files_that_are_none(tmp_path):

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from peft_reprogram.bench import BenchConfig, BenchRunner, TaskConfig, read_rows
+from peft_reprogram.bench import BenchConfig, BenchRunner, TaskConfig, read_rows, write_report
 from peft_reprogram.bench.memory import peak_memory
 from peft_reprogram.bench.runner import _mark
 from peft_reprogram.commands import benchmark
+from peft_reprogram.strategies import get_strategy
 
 
 STRATEGIES = ["zero_shot", "linear_probe", "wise_ft", "reprogrammer"]
@@ -46,10 +47,15 @@ def make_config(**changes):
         corruptions=["fog", "contrast"],
         severities=[1, 5],
     )
-    fields = {"strategies": {name: {} for name in STRATEGIES}, "seeds": [0, 1], "trials": 2}
-    return BenchConfig(
-        models={"demo": "demo"}, tasks={"digits": task}, training={"batch_size": 10}, **{**fields, **changes}
-    )
+    fields = {
+        "models": {"demo": "demo"},
+        "tasks": {"digits": task},
+        "strategies": {name: {} for name in STRATEGIES},
+        "seeds": [0, 1],
+        "trials": 2,
+        "training": {"batch_size": 10},
+    }
+    return BenchConfig(**{**fields, **changes})
 
 
 def numbers(rows):
@@ -150,6 +156,54 @@ def test_an_interrupted_bench_goes_on_to_the_same_table(finished, tmp_path, monk
     assert len(read_rows([tmp_path / "results.jsonl"])) == 3
     BenchRunner(make_config(), tmp_path).run()
     assert numbers(read_rows([tmp_path / "results.jsonl"])) == numbers(finished[1])
+
+
+def test_what_another_configuration_left_half_done_is_not_continued(tmp_path, monkeypatch):
+    def config(side):
+        task = TaskConfig("demo", {2: {"epochs": 1}}, validation_shots=2, test_images=20, ood_images=10,
+                          source_resolution=side)  # fmt: skip
+        return make_config(tasks={"digits": task}, strategies={"full": {}}, seeds=[0], trials=1)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchRunner, "_evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            BenchRunner(config(None), tmp_path / "continued").run()
+    assert list((tmp_path / "continued" / "work").glob("**/results.json"))
+    for folder in ("continued", "fresh"):
+        BenchRunner(config(4), tmp_path / folder).run()
+    continued, fresh = (read_rows([tmp_path / folder / "results.jsonl"]) for folder in ("continued", "fresh"))
+    assert numbers(continued) == numbers(fresh)
+
+
+def test_a_trial_that_diverges_is_not_chosen_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    grids = {"full": ({"lr": 1e30}, {"lr": 1e-4}), "lora": ({"lr": 1e30}, {"lr": 1e25})}
+    for name, grid in grids.items():
+        monkeypatch.setattr(type(get_strategy(name)), "grid", grid)
+    # Long enough for infinity to show in a loss.
+    training = {"batch_size": 10, "max_steps": 4}
+    config = make_config(strategies={"lora": {}, "full": {}}, seeds=[0], training=training)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"1 of 2 cells diverged:\n.*lora.*every trial diverged"):
+            BenchRunner(config, tmp_path).run()
+    (row,) = read_rows([tmp_path / "results.jsonl"])
+    assert [trial["validation_accuracy"] is None for trial in row["trials"]] == [True, False]
+    assert row["options"]["lr"] == 1e-4
+    assert capsys.readouterr().out.count("tried lora {'lr': 1e+30}: diverged") == 1
+    write_report([row], tmp_path / "report.html")
+
+
+def test_tasks_may_differ_in_precision(tmp_path):
+    tasks = {
+        name: TaskConfig("demo", {1: {"max_steps": 1, "mixed_precision": precision}}, validation_shots=1,
+                         test_images=5, ood_images=5)
+        for name, precision in (("rounded", "bf16"), ("exact", "no"))
+    }  # fmt: skip
+    strategies = {"zero_shot": {}, "linear_probe": {}}
+    BenchRunner(make_config(tasks=tasks, strategies=strategies, seeds=[0], trials=1), tmp_path).run()
+    assert len(read_rows([tmp_path / "results.jsonl"])) == 4
 
 
 def test_shards_make_the_same_table(finished, tmp_path):

@@ -128,6 +128,22 @@ def test_each_fifth_of_the_epochs_unfreezes_another_block(task, tmp_path, order)
     assert moved == [set(blocks[: count + 1]) for count in range(5)]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 4, 7, 10])
+def test_all_is_unfrozen_in_the_last_epoch(task, epochs):
+    strategy = get_strategy("gradual_unfreezing")
+    classifier = strategy.build(task)
+    config = strategy.training_config(replace(task.config, epochs=epochs))
+    optimizer = torch.optim.AdamW(strategy.parameter_groups(classifier, config))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    hook, rates = strategy.on_epoch_start(classifier, config), []
+    for epoch in range(epochs):
+        hook(epoch, optimizer, scheduler, ())
+        rates.append(sum(rate > 0 for rate in scheduler.base_lrs))
+    assert rates == sorted(rates)
+    assert rates[0] >= 1
+    assert rates[-1] == len(WHOLE)
+
+
 def test_gradual_unfreezing_needs_epochs_and_an_order(task):
     with pytest.raises(ValueError, match="'last_to_first' or 'first_to_last', got 'middle'"):
         get_strategy("gradual_unfreezing", order="middle")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -91,6 +92,28 @@ def test_saved_file_gives_the_trained_classifier_back(name, task, pixel_values):
     assert torch.equal(loaded(pixel_values).logits, trained(pixel_values).logits)
     assert not torch.equal(loaded(pixel_values).logits, before)
     assert model_fingerprint(loaded) == model_fingerprint(trained)
+
+
+def test_statistics_of_batch_norm_that_moved_are_saved(tokenizer, tmp_path):
+    def make():
+        classifier = LinearHeadClassifier(ZeroShotClassifier(FURTHER["align"].build(), tokenizer, CLASSES))
+        return classifier.requires_grad_(True)
+
+    images = FURTHER["align"].inputs(4)["pixel_values"]
+    trained = make()
+    trained.save_pretrained(tmp_path / "before")
+    assert not any("running" in name for name in load_file(tmp_path / "before" / "model.safetensors"))
+    with torch.no_grad():
+        trained.train()(images)
+    trained.save_pretrained(tmp_path / "after")
+    loaded = make()
+    loaded.load_trained(tmp_path / "after")
+    assert all(torch.equal(a, b) for a, b in zip(trained.buffers(), loaded.buffers(), strict=True))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(images).logits, trained.eval()(images).logits)
+    # What was loaded is saved again.
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == trained.state_dict().keys()
 
 
 def test_a_file_of_something_else_is_refused(task, tmp_path):
