@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 ID_COLOR, OOD_COLOR, THRESHOLD_COLOR = "#2a78b5", "#d1662c", "#444444"
 
 
-def build_app(path_or_repo: Union[str, Path], *, revision: Optional[str] = None) -> gradio.Blocks:
+def build_app(
+    path_or_repo: Union[str, Path],
+    *,
+    model: Union[str, Path, None] = None,
+    revision: Optional[str] = None,
+) -> gradio.Blocks:
     """
     A page on which one drops an image and sees its class, whether it is in distribution, where its score lies among those
     of the evaluation, and the image as the model gets it.
 
     Args:
         path_or_repo (`str` or `Path`): The adapter, as for [`~peft_reprogram.hub.load_classifier`].
+        model (`str` or `Path`, *optional*): The base model, where the adapter names none that is here.
         revision (`str`, *optional*): Branch, tag or commit of its repository.
 
     Returns:
@@ -42,7 +48,7 @@ def build_app(path_or_repo: Union[str, Path], *, revision: Optional[str] = None)
         raise ImportError(f"the app needs {error.name}: pip install 'peft-reprogram[app]'.") from error
 
     folder = fetch(path_or_repo, revision=revision)
-    predictor = load_classifier(folder)
+    predictor = load_classifier(folder, model=model)
     # An evaluation scores the model's own outputs, which are not comparable with calibrated ones.
     calibrated = predictor.calibration.threshold is not None
     curves = None if calibrated else _load_curves(folder, predictor.score.name)

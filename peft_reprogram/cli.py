@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -25,6 +25,7 @@ FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 
 Adapter = Annotated[str, typer.Argument(help="Folder or Hub repository of the adapter.", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="Folder of the adapter.", show_default=False)]
+Model = Annotated[Optional[str], typer.Option(help="Base model, where the adapter names none that is here.")]
 Private = Annotated[Optional[bool], typer.Option("--private/--public", help="Whether a new repository is private.")]
 License = Annotated[Optional[str], typer.Option(help="Licence of the adapter for the card, e.g. apache-2.0.")]
 
@@ -60,7 +61,7 @@ def benchmark(context: typer.Context) -> None:
     """
     Compare ways to fine-tune on the same data and measures.
 
-    Example: peft-reprogram benchmark --help
+    Example: peft-reprogram benchmark --config bench.yaml --output_dir runs/bench
     """
     from .commands.benchmark import main
     from .commands.exit import run
@@ -72,30 +73,41 @@ def benchmark(context: typer.Context) -> None:
 def predict(
     adapter: Adapter,
     images: Annotated[list[str], typer.Argument(help="Image files or http(s) addresses.", show_default=False)],
-    model: Annotated[
-        Optional[str], typer.Option(help="Base model, where the adapter names none that is here.")
-    ] = None,
+    model: Model = None,
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of the adapter.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all probabilities.")] = False,
 ) -> None:
     """
-    Classify images, and say which of them the adapter was not made for.
+    Classify images, and say which of them the adapter was not made for. Those that cannot be read are named on stderr.
 
     Example: peft-reprogram predict user/adapter photo.jpg other.png
     """
     with _explained_errors():
+        from .data import UnreadableImageError
         from .hub import load_classifier
+        from .hub.images import open_image
 
-        predictor = load_classifier(adapter, model=model, revision=revision)
-        for image, prediction in zip(images, predictor.predict(images, batch_size=batch_size)):  # type: ignore[arg-type]
-            if as_json:
-                typer.echo(json.dumps({"image": image, **asdict(prediction)}, ensure_ascii=False))
-            else:
-                verdict = {None: "", True: "  out of distribution", False: "  in distribution"}[prediction.is_ood]
-                typer.echo(
-                    f"{image}  {prediction.label}  {prediction.probability:.1%}  score {prediction.score:.4g}{verdict}"
-                )
+        predictor, failed = load_classifier(adapter, model=model, revision=revision), False
+        for start in range(0, len(images), batch_size):
+            opened: list[tuple[str, Any]] = []
+            for image in images[start : start + batch_size]:
+                try:
+                    opened.append((image, open_image(image)))
+                except UnreadableImageError as error:
+                    typer.echo(f"error: {error}", err=True)
+                    failed = True
+            predictions: Any = predictor.predict([content for _, content in opened])
+            for (image, _), prediction in zip(opened, predictions):
+                if as_json:
+                    typer.echo(json.dumps({"image": image, **asdict(prediction)}, ensure_ascii=False))
+                else:
+                    verdict = {None: "", True: "  out of distribution", False: "  in distribution"}[prediction.is_ood]
+                    typer.echo(
+                        f"{image}  {prediction.label}  {prediction.probability:.1%}  score {prediction.score:.4g}{verdict}"
+                    )
+        if failed:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -142,6 +154,7 @@ def card(
         Optional[Path], typer.Option(help="Evaluation results; evaluation.json in the folder by default.")
     ] = None,
     model: Annotated[Optional[str], typer.Option(help="Name of the adapter in the results.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
 ) -> None:
     """
     Write the model card into an adapter's folder, to be read and completed before it is pushed.
@@ -151,7 +164,7 @@ def card(
     with _explained_errors():
         from .hub import make_card
 
-        make_card(folder, repo_id=repo_id, license=license, results=results, model=model)
+        make_card(folder, repo_id=repo_id, license=license, results=results, model=model, overwrite=overwrite)
         typer.echo(folder / "README.md")
 
 
@@ -192,6 +205,7 @@ def push_metrics(
 @app.command("app")
 def launch_app(
     adapter: Adapter,
+    model: Model = None,
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of the adapter.")] = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 7860,
 ) -> None:
@@ -203,7 +217,7 @@ def launch_app(
     with _explained_errors():
         from .app import build_app
 
-        build_app(adapter, revision=revision).launch(server_port=port or None)
+        build_app(adapter, model=model, revision=revision).launch(server_port=port or None)
 
 
 @contextmanager
@@ -213,7 +227,15 @@ def _explained_errors() -> Iterator[None]:
 
     try:
         yield
-    except (FileNotFoundError, ImportError, PermissionError, PushError, TypeError, ValueError) as error:
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        ImportError,
+        PermissionError,
+        PushError,
+        TypeError,
+        ValueError,
+    ) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from argparse import ArgumentTypeError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def parse_config(
     parser = HfArgumentParser(
         tuple(kinds),  # type: ignore[arg-type]
         description=description,
+        formatter_class=_HelpFormatter,
         usage=usage,
         add_help=False,
         allow_abbrev=False,
@@ -58,6 +59,10 @@ def parse_config(
     if unknown:
         raise ValueError(f"unknown arguments {' '.join(unknown)}; the known flags are --{', --'.join(known)}.")
     return tuple(made)
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults are shown, and examples keep their lines."""
 
 
 def _read(path: Path, known: list[str]) -> dict[str, Any]:

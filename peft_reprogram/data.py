@@ -581,7 +581,7 @@ def _match_classes(
         raise ValueError(
             f"{source} has the classes {_abbreviate(map(repr, missing))}, which are not among the class names "
             f"{_abbreviate(map(repr, target))}. Rename them with `class_map={{'{missing[0]}': '<a class name>'}}`, or "
-            f"leave their rows out with `class_map={{'{missing[0]}': None}}`."
+            f"leave their rows out with `class_map={{'{missing[0]}': None}}` (`null` in JSON)."
         )
     return target, [-1 if name is None else index[spelling(name)] for name in renamed]
 

@@ -43,7 +43,7 @@ def main() -> None:
     if options.adapter is not None:
         take_over(options.adapter, CARDS / options.adapter.resolve().name, FILES)
     for config in sorted(CARDS.glob("*/adapter_config.json")):
-        make_card(config.parent, license="apache-2.0")
+        make_card(config.parent, license="apache-2.0", overwrite=True)
         print(config.parent / "README.md")
 
 

@@ -1,9 +1,10 @@
 """
 Compares strategies of fine-tuning: models x tasks x shots x strategies x seeds, with one honest table at the end.
 
-    accelerate launch scripts/benchmark.py --config scripts/configs/benchmark_demo.yaml --output_dir runs/bench
-    python scripts/benchmark.py --config bench.yaml --root DATA --output_dir runs/bench --shard 0/2
-    python scripts/benchmark.py --report runs/bench/results*.jsonl --output_dir runs/bench
+    peft-reprogram benchmark --config bench.yaml --output_dir runs/bench
+    peft-reprogram benchmark --config bench.yaml --root DATA --output_dir runs/bench --shard 0/2
+    peft-reprogram benchmark --report runs/bench/results*.jsonl --output_dir runs/bench
+    accelerate launch -m peft_reprogram.commands.benchmark --config bench.yaml --output_dir runs/bench
 
 A bench that was killed goes on where it stopped. Shards write stores of their own; those in one folder are reported on
 together, those of several machines with --report.
@@ -71,7 +72,7 @@ def _report(stores: Sequence[Path], output_dir: Path, score: str | None) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="peft-reprogram benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, help="The bench, a YAML file.")
     parser.add_argument("--output_dir", required=True, help="Where the results store and the report go.")

@@ -30,6 +30,7 @@ from ..data import ImageData, ImagePreprocessor, few_shot, load_image_data
 from ..evaluation import Results, evaluate_model, fit_threshold
 from ..hub import Predictor, load_classifier
 from ..shift import list_corruptions
+from ..tuners.reprogrammer.config import check_residual_alpha
 from .exit import run
 
 
@@ -120,6 +121,8 @@ class EvaluationConfig:
                 "`fit_threshold` needs `adapter`, with which it is stored, and `calibration`: in-distribution images that "
                 "neither were trained on nor are reported on."
             )
+        for alpha in self.residual_alpha:
+            check_residual_alpha(alpha)
         if self.streaming and (self.max_images or self.fit_shots or self.calibration_shots):
             raise ValueError("a stream can't be drawn from: leave out `streaming`, or the numbers of images.")
 

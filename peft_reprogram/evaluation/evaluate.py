@@ -23,7 +23,7 @@ from .fingerprint import acting_adapters, inner_model
 from .measurement import CALIBRATION_BINS, Passes, fitted, measure, score_outputs
 from .residual import check_residual, residual_passes
 from .results import ModelMeasures, Results, check_selection
-from .scoring import ALL, requested_scores, scores_for, wants_patches
+from .scoring import ALL, check_fit, requested_scores, scores_for, wants_patches
 from .sets import EvaluationSets
 
 
@@ -131,6 +131,8 @@ def evaluate_model(
     check_selection(selection)
     requested = requested_scores(scores)
     applicable_only = scores == ALL
+    if ood and not applicable_only:
+        check_fit(requested, fit)
     if residual_alphas:
         check_residual(classifier, residual_alphas, requested)
     peft_model = _peft_model(classifier) if baseline or residual_alphas else None
@@ -238,6 +240,7 @@ def fit_threshold(
         ValueError: As for [`evaluate_model`].
     """
     requested = requested_scores([score])
+    check_fit(requested, fit)
     sets = EvaluationSets(classifier, calibration, {}, {}, fit, None)
     with _cache(cache_dir) as folder:
         extraction = Extraction(

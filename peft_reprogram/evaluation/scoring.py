@@ -40,6 +40,25 @@ def requested_scores(scores: Union[str, Sequence[Union[str, Score]]]) -> dict[st
     return named
 
 
+def check_fit(scores: Mapping[str, Score], fit: object) -> None:
+    """
+    Checks that there is something to fit the scores on that need it, before any image is passed through a model.
+
+    Args:
+        scores (`Mapping[str, Score]`): From [`requested_scores`].
+        fit: The training images, `None` where there are none.
+
+    Raises:
+        ValueError: If there are none, and a score needs them.
+    """
+    # The built-in words of `neg_label` are no images.
+    unfitted = [label for label, score in scores.items() if not score.is_fitted and score.name != "neg_label"]
+    if unfitted and fit is None:
+        raise ValueError(
+            f"the scores {unfitted} are fitted on in-distribution images: give some of the training set as `fit`."
+        )
+
+
 def scores_for(classifier: nn.Module, scores: Mapping[str, Score], seed: int) -> dict[str, Score]:
     """
     The scores, ready to be fitted for one model: `neg_label` gets the texts of the built-in negative words, unless it has

@@ -90,6 +90,7 @@ def make_card(
     license: Optional[str] = None,
     results: Union[Results, str, Path, None] = None,
     model: Optional[str] = None,
+    overwrite: bool = False,
 ) -> ModelCard:
     """
     Write the model card of an adapter, with pictures, into its folder.
@@ -101,22 +102,35 @@ def make_card(
     that the threshold is bound to, if any.
 
     Args:
-        folder (`str` or `Path`): The adapter.
+        folder (`str` or `Path`): The adapter, or the image classifier.
         repo_id (`str`, *optional*): Where it will be published, for the title and the example.
         license (`str`, *optional*): Its licence as the Hub writes it, such as `"apache-2.0"`.
         results ([`Results`], `str` or `Path`, *optional*): The evaluation, or its file; `evaluation.json` in the folder by
             default.
         model (`str`, *optional*): Name of the adapter in the results. By default the one with its fingerprint; the folder's
             name or else the last, where that can't be told.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a card that is there already, with what
+            somebody may have added to it.
 
     Returns:
         `huggingface_hub.ModelCard`: As written to `README.md`.
 
     Raises:
-        ValueError: If the adapter is broken, or the results have no such model.
+        FileExistsError: If there is a card, unless it is PEFT's empty form or `overwrite` is given.
+        FileNotFoundError: If there are no such results.
+        ValueError: If the adapter is broken, the folder holds neither an adapter nor a classifier, or the results have no
+            such model.
     """
-
     contents = check_adapter(folder)
+    if contents.peft_config is None and contents.class_names is None:
+        raise ValueError(
+            f"{folder} holds neither an adapter nor a classifier that names its classes: nothing to describe."
+        )
+    if has_written_card(contents.folder) and not overwrite:
+        raise FileExistsError(
+            f"{contents.folder / layout.CARD} is there already, and may have been completed by hand. Move it away, or replace "
+            "it with `overwrite=True` (`--overwrite`)."
+        )
     return write_card(contents, adapter_identity(contents), repo_id, license, results, model)
 
 
@@ -152,6 +166,12 @@ def write_card(
     return card
 
 
+def has_written_card(folder: Path) -> bool:
+    """Whether a folder has a card, other than PEFT's form that nobody has filled in."""
+    card = folder / layout.CARD
+    return card.is_file() and "[More Information Needed]" not in card.read_text("utf-8")
+
+
 def escape(text: Any) -> str:
     """Text of strangers as Markdown shows it literally: no markup, no HTML, no table cells, one line."""
     plain = html.escape(" ".join(str(text).split()), quote=False)
@@ -165,6 +185,8 @@ def _load_results(contents: AdapterContents, results: Union[Results, str, Path, 
         return results
     if results is None and not contents.has(layout.EVALUATION_RESULTS):
         return None
+    if results is not None and not Path(results).is_file():
+        raise FileNotFoundError(f"there are no evaluation results {results}.")
     return Results.load(results or contents.folder / layout.EVALUATION_RESULTS)
 
 

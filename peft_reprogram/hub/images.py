@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from ..data import UnreadableImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    ImageLike = Union[str, Path, Image, np.ndarray, dict[str, Any]]
 
 MAX_BYTES = 100 * 2**20
 TIMEOUT = 30  # seconds without an answer
@@ -27,7 +25,7 @@ def is_single_image(images: Any) -> bool:
 
     if isinstance(images, np.ndarray):
         return images.ndim != 4
-    return isinstance(images, (str, Path, Image.Image, dict))
+    return isinstance(images, (str, Path, Image.Image, dict)) or not isinstance(images, Iterable)
 
 
 def open_images(images: Iterable[Any]) -> Iterator[Image]:

@@ -16,6 +16,9 @@ from .predictor import Predictor
 from .weights import UnsafeAdapterError, read_weights
 
 
+HOW_TO_NAME_BASE = "pass the base model: `load_classifier(..., model=...)`, or `--model` on the command line"
+
+
 def load_classifier(
     path_or_repo: Union[str, Path],
     *,
@@ -107,7 +110,7 @@ class Loader:
         names = own if class_names is None else class_names
         if names is None:
             raise ValueError(
-                f"{self.name} does not name its classes: pass `class_names=[...]` in the order of its training."
+                f"{self.name} does not name its classes: pass `load_classifier(..., class_names=[...])` in the order of its training."
             )
         if is_text_image:
             module = _with_adapter(
@@ -152,8 +155,7 @@ class Loader:
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"{auto_class} cannot load {source!r}, which {self.name} needs: {str(error)[:500]} Check the connection and "
-                "the name, or pass the base model: `load_classifier(..., model=...)`. Only safetensors weights and models "
-                "that transformers knows are loaded."
+                f"the name, or {HOW_TO_NAME_BASE}. Only safetensors weights and models that transformers knows are loaded."
             ) from error
 
 
@@ -164,16 +166,16 @@ def _base_name(contents: AdapterContents, name: str, model: Union[str, Path, Non
         return str(model)
     if contents.base_model is None:
         raise ValueError(
-            f"{name} does not name its base model (it was made on a model that was never saved). Pass the base model: "
-            "`load_classifier(..., model=...)`."
+            f"{name} does not name its base model (it was made on a model that was never saved). "
+            f"Instead {HOW_TO_NAME_BASE}."
         )
     if not Path(contents.base_model).is_dir():
         try:
             validate_repo_id(contents.base_model)
         except HFValidationError as error:
             raise FileNotFoundError(
-                f"{name} names the base model {contents.base_model!r}, a folder that is not here. Pass the base model: "
-                "`load_classifier(..., model=...)`."
+                f"{name} names the base model {contents.base_model!r}, a folder that is not here. "
+                f"Instead {HOW_TO_NAME_BASE}."
             ) from error
     return contents.base_model
 
@@ -230,6 +232,6 @@ def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:
 def _wrong_base(name: str, model: nn.Module, reason: str) -> ValueError:
     source = getattr(model, "name_or_path", None) or "given"
     return ValueError(
-        f"the adapter {name} does not fit the base model {type(model).__name__} ({source}): {reason[:1000]}. It belongs to "
-        "another base model; pass the right one: `load_classifier(..., model=...)`."
+        f"the adapter {name} does not fit the base model {type(model).__name__} ({source}): {reason[:1000].rstrip('.')}. It belongs "
+        f"to another base model: {HOW_TO_NAME_BASE}."
     )

@@ -65,9 +65,9 @@ def push_to_hub(
     if identity is not None:
         check_ownership(contents, identity)
     with _staged(contents, base_model) as staging:
-        if not _has_written_card(staging):
-            from .card import write_card
+        from .card import has_written_card, write_card
 
+        if not has_written_card(staging):
             write_card(check_adapter(staging), identity, repo_id, license)
         try:
             return _commit(staging, repo_id, private, revision, create_pr, commit_message, token)
@@ -88,7 +88,7 @@ def _published_base_model(contents: AdapterContents, base_model: Optional[str]) 
     except HFValidationError as error:
         raise ValueError(
             f"others cannot load the base model of the adapter, {name!r}, which is not on the Hub. Name it as the Hub does: "
-            "`base_model='openai/clip-vit-base-patch32'`."
+            "`base_model='openai/clip-vit-base-patch32'`, or `--base-model` on the command line."
         ) from error
     return name
 
@@ -128,12 +128,6 @@ def _without_own_folders(value: Any) -> Any:
             if folder != folder.parent:  # of a root there is nothing to hide
                 value = value.replace(str(folder), short)
     return value
-
-
-def _has_written_card(folder: Path) -> bool:
-    # PEFT leaves a form that nobody has filled in.
-    card = folder / layout.CARD
-    return card.is_file() and "[More Information Needed]" not in card.read_text("utf-8")
 
 
 def _commit(

@@ -63,7 +63,7 @@ def test_score_on_the_histogram(saved_adapter, pictures):
 
 
 @pytest.fixture
-def address(adapter, results, pictures):
+def address(adapter, base, results, pictures):
     """The app of an evaluated and calibrated adapter, started by its command."""
     pytest.importorskip("gradio")
     predictor = load_classifier(adapter)
@@ -71,7 +71,7 @@ def address(adapter, results, pictures):
     predictor.save_calibration(adapter)
     results.save(adapter / "evaluation.json")
     process = subprocess.Popen(
-        [sys.executable, "-m", "peft_reprogram.cli", "app", str(adapter), "--port", "0"],
+        [sys.executable, "-m", "peft_reprogram.cli", "app", str(adapter), "--model", str(base), "--port", "0"],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,

@@ -284,7 +284,7 @@ def test_a_threshold_of_an_earlier_adapter_is_left_out(evaluated):
     save_file({name: tensor + 0.5 for name, tensor in weights.items()}, evaluated / "adapter_model.safetensors")
     (evaluated / "evaluation.json").unlink()
     with pytest.warns(UserWarning, match=r"ood_threshold\.json in .* was fitted on another model than this adapter"):
-        card = make_card(evaluated)
+        card = make_card(evaluated, overwrite=True)
     assert "`is_ood` is true below" not in card.text
     assert "No threshold comes with this adapter" in card.text
     assert "and says when an image belongs to none of them" not in card.text
@@ -300,7 +300,9 @@ def test_a_calibration_is_stated_in_its_order(evaluated, pictures):
     )
     assert "not fine-tuned on: two \\| &lt;b&gt;many&lt;/b&gt; (arXiv 2409.16223)." in section
     assert "The numbers below were measured without it." in section
-    assert "`is_ood` is true below" in make_card(evaluated).text  # by the threshold of the uncalibrated outputs
+    assert (
+        "`is_ood` is true below" in make_card(evaluated, overwrite=True).text
+    )  # by the threshold of the uncalibrated outputs
 
 
 def test_an_evaluation_finds_its_adapter_under_any_name(evaluated, results):
@@ -321,4 +323,4 @@ def test_without_the_base_model_the_threshold_tells_whose_the_evaluation_is(eval
     with pytest.warns(UserWarning, match="their fingerprints differ"):
         assert make_card(evaluated).data.eval_results is None
     (evaluated / "ood_threshold.json").unlink()
-    assert make_card(evaluated).data.eval_results
+    assert make_card(evaluated, overwrite=True).data.eval_results

@@ -68,12 +68,36 @@ def test_predict(adapter, pictures, tmp_path):
     assert verdicts <= {"in distribution", "out of distribution"}
 
 
-def test_mistakes_are_answered_in_one_line(adapter, tmp_path):
+def test_one_broken_image_does_not_cost_the_others(adapter, pictures, tmp_path):
+    files = [tmp_path / f"{name}.png" for name in ("first", "broken", "last")]
+    for file in files:
+        pictures[0].save(file)
+    files[1].write_bytes(files[1].read_bytes()[:40])
+    for batch_size in ("1", "64"):
+        result = CliRunner().invoke(app, ["predict", str(adapter), *map(str, files), "--batch-size", batch_size])
+        assert result.exit_code == 1
+        assert [line.split("  ")[0] for line in result.stdout.splitlines()] == [str(files[0]), str(files[2])]
+        assert "broken.png" in result.stderr
+
+
+def test_a_card_is_not_replaced_unasked(adapter):
+    run("card", adapter)
+    card = adapter / "README.md"
+    card.write_text(card.read_text() + "In my own words.\n")
+    assert "completed by hand" in run("card", adapter, code=1)
+    assert "In my own words." in card.read_text()
+    run("card", adapter, "--overwrite")
+    assert "In my own words." not in card.read_text()
+
+
+def test_mistakes_are_answered_in_one_line(adapter, base, tmp_path):
     for arguments, message in (
         (("predict", tmp_path / "none" / "x" / "y", "a.png"), "no name of a repository"),
-        (("predict", adapter, "nowhere.png"), "image 0: there is no file nowhere.png"),
+        (("predict", adapter, "nowhere.png"), "there is no file nowhere.png"),
         (("push", adapter, "alice/adapter"), "others cannot load the base model"),
         (("card", tmp_path), "it is no adapter"),
+        (("card", base), "holds neither an adapter nor a classifier that names its classes"),
+        (("card", adapter, "--results", tmp_path / "none.json"), "there are no evaluation results"),
     ):
         output = run(*arguments, code=1)
         assert output.startswith("error: ")

@@ -109,6 +109,9 @@ def test_bad_images_are_named(predictor, pictures, tmp_path, web, monkeypatch):
             predictor.predict([pictures[0], image])
     with pytest.raises(TypeError, match="an image is a path"):
         predictor.predict([3])
+    for nothing in (None, 5):
+        with pytest.raises(TypeError, match="an image is a path"):
+            predictor.predict(nothing)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
         predictor.predict(pictures, batch_size=0)
     with pytest.raises(ValueError, match="there are no images"):
