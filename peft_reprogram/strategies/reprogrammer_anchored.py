@@ -21,6 +21,7 @@ class AnchoredReprogrammer(TextReprogrammer):
         frame_lr (`float`): Not used here.
         text_lr (`float`, *optional*, defaults to 2e-3): Learning rate of the text rows.
         weight_decay (`float`, *optional*, defaults to 0.0): Decoupled weight decay, towards the pre-trained rows.
+        epoch_factor (`int`, *optional*, defaults to 1): As for [`TextReprogrammer`].
         anchor (`float`, *optional*, defaults to 3.0): Weight of the distance.
     """
 

@@ -163,6 +163,18 @@ def test_embedding_images_once_changes_nothing(name, task, tmp_path, pixel_value
         torch.testing.assert_close(embedded(pixel_values).logits, plain(pixel_values).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["reprogrammer_text", "reprogrammer_anchored"])
+def test_the_epoch_factor_multiplies_the_budget(name, task):
+    steps = get_strategy(name).fit(task)[1].steps
+    longer = replace(task, config=replace(task.config, output_dir=task.config.output_dir + "-longer"))
+    assert get_strategy(name, epoch_factor=3).fit(longer)[1].steps == 3 * steps
+    by_steps = replace(task.config, max_steps=5)
+    assert get_strategy(name, epoch_factor=3).training_config(by_steps).max_steps == 15
+    for factor in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match="`epoch_factor` must be a number of at least 1"):
+            get_strategy(name, epoch_factor=factor)
+
+
 def test_only_frozen_images_are_embedded_once(task):
     for name in list_strategies():
         strategy = get_strategy(name)
