@@ -21,6 +21,7 @@ from peft_reprogram.bench import read_rows
 from peft_reprogram.bench.summary import Bed, summarize
 
 
+LONGER = "reprogrammer_text, 4 x epochs"
 # Colour and marker of what is trained. Okabe and Ito's colours.
 KINDS = {
     "zero-shot": ("#000000", "*", ["zero_shot"]),
@@ -30,10 +31,15 @@ KINDS = {
     "reprogrammers": (
         "#0072b2",
         "^",
-        ["reprogrammer_image", "reprogrammer_text", "reprogrammer", "reprogrammer_anchored"],
+        ["reprogrammer_image", "reprogrammer_text", LONGER, "reprogrammer", "reprogrammer_anchored"],
     ),
 }
-CURVES = {"wise_ft": "#d55e00", "reprogrammer_text": "#0072b2", "reprogrammer_anchored": "#56b4e9"}
+CURVES = {
+    "wise_ft": ("#d55e00", "-"),
+    "reprogrammer_text": ("#0072b2", "-"),
+    LONGER: ("#0072b2", "--"),
+    "reprogrammer_anchored": ("#56b4e9", "-"),
+}
 
 
 def main() -> None:
@@ -59,12 +65,17 @@ def main() -> None:
 def draw(panel: plt.Axes, bed: Bed, measure: int) -> None:
     """One panel: curves over α, then a point for each strategy as it was trained."""
     x, y = bed.axes[0], bed.axes[measure]
-    for strategy, color in CURVES.items():
+    for strategy, (color, style) in CURVES.items():
         places = [
             (100 * point.statistics[x].mean, 100 * point.statistics[y].mean) for point in bed.curves.get(strategy, ())
         ]
         panel.plot(
-            [x for x, _ in places], [y for _, y in places], "-", color=color, linewidth=1, label=f"{strategy}, over α"
+            [x for x, _ in places],
+            [y for _, y in places],
+            style,
+            color=color,
+            linewidth=1,
+            label=f"{strategy}, over α",
         )
     for kind, (color, marker, strategies) in KINDS.items():
         entries = [
