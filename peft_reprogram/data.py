@@ -605,9 +605,11 @@ class UnreadableImageError(ValueError):
 
 def _decode(value: Any, data: ImageData, index: int) -> Image:
     from datasets import Image
+    from PIL.Image import Image as PILImage
 
     try:
-        image = Image().decode_example(value)
+        # Not before version 5.2 does `datasets` let decoded images pass.
+        image = value if isinstance(value, PILImage) else Image().decode_example(value)
         image.load()
         return image
     except Exception as error:  # every decoder has its own kinds of error, down to SyntaxError for a broken PNG
