@@ -521,7 +521,7 @@ def test_images_are_read_the_same_with_and_without_workers(tmp_path, parquet, pr
 
 
 def test_a_stream_trains_past_its_end_and_continues_to_the_same_result(tmp_path, parquet, preprocess, monkeypatch):
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
     def run(name, **options):
         classifier = make_reprogrammer()
