@@ -97,7 +97,7 @@ def predict(
                 except UnreadableImageError as error:
                     typer.echo(f"error: {error}", err=True)
                     failed = True
-            predictions: Any = predictor.predict([content for _, content in opened])
+            predictions: Any = predictor.predict([content for _, content in opened], batch_size=batch_size)
             for (image, _), prediction in zip(opened, predictions):
                 if as_json:
                     typer.echo(json.dumps({"image": image, **asdict(prediction)}, ensure_ascii=False))

@@ -67,10 +67,10 @@ def markdown(results: Results) -> str:
         cells = [[escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + " --- |" * 1 + " ---: |" * (len(table.header) - 1))
-        # The convention in backticks is ours; the rest of a note may name sets, which are anybody's.
-        note = f"\n\n{html_escaping.escape(table.note, quote=False)}" if table.note else ""
+        # Notes name sets and quote conventions, which are anybody's.
+        note = f"\n\n{escape_markdown(table.note.replace('`', ''))}" if table.note else ""
         blocks.append(f"### {table.title}\n\n" + "\n".join(lines) + note)
-    return "\n\n".join([*blocks, _provenance(results)]) + "\n"
+    return "\n\n".join([*blocks, escape_markdown(_provenance(results))]) + "\n"
 
 
 def html(results: Results) -> str:

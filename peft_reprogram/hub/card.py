@@ -167,9 +167,12 @@ def write_card(
 
 
 def has_written_card(folder: Path) -> bool:
-    """Whether a folder has a card, other than PEFT's form that nobody has filled in."""
-    card = folder / layout.CARD
-    return card.is_file() and "[More Information Needed]" not in card.read_text("utf-8")
+    """Whether a folder has a card, other than PEFT's form of which nobody has filled in anything."""
+    from huggingface_hub import ModelCard
+
+    card, gap = folder / layout.CARD, "[More Information Needed]"
+    form = Path(ModelCard.default_template_path).read_text("utf-8")
+    return card.is_file() and card.read_text("utf-8").count(gap) < form.count(gap)
 
 
 def escape(text: Any) -> str:
@@ -408,7 +411,7 @@ def _data(recipe: Mapping[str, Any], results: Optional[Results]) -> str:
     if results is not None:
         lines += [
             f"- {escape(entry['role'])}: {escape(name)}, {entry['n']:,} images{_revision(entry)} (fingerprint "
-            f"`{entry['fingerprint'] or 'none'}`)"
+            f"`{re.sub('[^0-9a-f]', '', str(entry['fingerprint'] or '')) or 'none'}`)"
             for name, entry in results.sets.items()
         ]
     return "\n".join(lines) or "Which images it was trained on was not recorded."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ MAX_NAME_LENGTH = 1_000
 MAX_SIDE = 16_384
 MAX_SIZE = 65_536
 MAX_PATTERN_LENGTH = 1_000
-MAX_REPETITIONS = 6
+MAX_REPETITIONS = 5
+MAX_ALTERNATIVES = 64
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,18 @@ def check_adapter(folder: Union[str, Path]) -> AdapterContents:
     if peft_config is not None:
         _check_peft_config(peft_config)
     if (folder / layout.PREPROCESSOR).is_file():
-        _check_preprocessor(read_settings(folder / layout.PREPROCESSOR))
+        _check_preprocessor(layout.PREPROCESSOR, read_settings(folder / layout.PREPROCESSOR))
+    if (folder / layout.PROCESSOR).is_file():
+        # Of both files transformers prefers this one.
+        nested = read_settings(folder / layout.PROCESSOR).get("image_processor") or {}
+        if not isinstance(nested, dict):
+            raise UnsafeAdapterError(f"{layout.PROCESSOR} must hold an object for `image_processor`.")
+        _refuse_code(nested, layout.PROCESSOR)
+        _check_preprocessor(layout.PROCESSOR, nested)
     class_names, templates = _classes(folder, peft_config)
     tensors = read_header(weights)
+    if peft_config is None and (folder / layout.MODEL_CONFIG).is_file():
+        _check_depth(read_settings(folder / layout.MODEL_CONFIG), len(tensors))
     if peft_config is not None and peft_config["peft_type"] in ("REPROGRAMMER", "RESIDUAL_REPROGRAMMER"):
         _check_reprogrammer_shapes(peft_config, tensors)
     return AdapterContents(folder, peft_config, tensors, class_names, templates, (folder / CLASSIFIER_FILE).is_file())
@@ -271,7 +281,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is dict or hint is dict:
         return isinstance(value, dict) and (not arguments or all(_fits(item, arguments[1]) for item in value.values()))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # Between the largest floats; JSON has integers beyond.
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool, type(None)):
@@ -289,18 +300,34 @@ def _described(hint: Any) -> str:
 
 
 def _check_pattern(field: str, pattern: Any) -> None:
-    # PEFT matches these as regular expressions, some of which take longer than anybody lives. Without repetitions, as
-    # in a list of names that was joined by `|`, the time is bounded by the length.
+    # PEFT matches these as regular expressions, some of which take longer than anybody lives. Without repetitions and
+    # groups, as in a list of names that was joined by `|`, the time is bounded by the length.
     if isinstance(pattern, str):
-        repetitions = len(re.findall(r"[*+?{]", pattern))
+        repetitions, groups = len(re.findall(r"[*+?{]", pattern)), pattern.count("(")
+        if not repetitions and not groups:
+            return
+        # What groups of alternatives can be combined to is most where they share them equally.
+        combinations = (pattern.count("|") / max(groups, 1) + 1) ** groups
         nested = re.search(r"\)\s*[*+{]", pattern)
-        if not repetitions or (len(pattern) <= MAX_PATTERN_LENGTH and repetitions <= MAX_REPETITIONS and not nested):
+        short = len(pattern) <= MAX_PATTERN_LENGTH and repetitions <= MAX_REPETITIONS
+        if short and combinations <= MAX_ALTERNATIVES and not nested:
             return
     raise UnsafeAdapterError(
         f"{layout.ADAPTER_CONFIG} has the pattern {_quoted(pattern)} in `{field}`. A pattern of a downloaded adapter may have "
-        f"at most {MAX_REPETITIONS} repetitions in {MAX_PATTERN_LENGTH} characters, none of a group: name the modules as a "
-        "list."
+        f"at most {MAX_REPETITIONS} repetitions in {MAX_PATTERN_LENGTH} characters, none of a group, and groups of "
+        f"alternatives with at most {MAX_ALTERNATIVES} combinations: name the modules as a list."
     )
+
+
+def _check_depth(settings: Any, tensors: int) -> None:
+    """Each layer has a tensor: a model is not even sketched with more layers than there are tensors."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        _check_depth(value, tensors)
+        for number in value if isinstance(value, list) else [value]:
+            if re.search("layers|depth", name) and type(number) is int and number > tensors:
+                raise UnsafeAdapterError(
+                    f"{layout.MODEL_CONFIG} has {_quoted(value)} for `{name}`, but {layout.MODEL_WEIGHTS} holds {tensors} tensors."
+                )
 
 
 def _check_sides(file: str, name: str, value: Any) -> None:
@@ -312,17 +339,15 @@ def _check_sides(file: str, name: str, value: Any) -> None:
             )
 
 
-def _check_preprocessor(settings: Mapping[str, Any]) -> None:
+def _check_preprocessor(file: str, settings: Mapping[str, Any]) -> None:
     for name in ("size", "crop_size", "pad_size", "source_resolution"):
-        _check_sides(layout.PREPROCESSOR, name, settings.get(name))
+        _check_sides(file, name, settings.get(name))
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = settings.get(name)
         if value is not None and not all(
             _fits(item, float) for item in (value if isinstance(value, list) else [value])
         ):
-            raise UnsafeAdapterError(
-                f"{layout.PREPROCESSOR} has {_quoted(value)} for `{name}`, which must be numbers."
-            )
+            raise UnsafeAdapterError(f"{file} has {_quoted(value)} for `{name}`, which must be numbers.")
 
 
 def _classes(folder: Path, config: Optional[Mapping[str, Any]]) -> tuple[Optional[list[str]], Optional[list[str]]]:

@@ -13,6 +13,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 THRESHOLD = "ood_threshold.json"
 SCORE = "ood_score.safetensors"
 TRAINING_RESULTS = "results.json"
@@ -32,7 +33,7 @@ READ = {
     MODEL_WEIGHTS: 16 * 1024 * _MIB,
     CLASSIFIER_FILE: _SETTINGS,
     PREPROCESSOR: _SETTINGS,
-    "processor_config.json": _SETTINGS,
+    PROCESSOR: _SETTINGS,
     THRESHOLD: _SETTINGS,
     SCORE: 1024 * _MIB,
     CALIBRATION: _SETTINGS,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -113,9 +114,7 @@ class Loader:
                 f"{self.name} does not name its classes: pass `load_classifier(..., class_names=[...])` in the order of its training."
             )
         if is_text_image:
-            module = _with_adapter(
-                self.module or self._load("AutoModel", use_safetensors=True), self.contents, self.name
-            )
+            module = _with_adapter(self.module or self._load_model("AutoModel"), self.contents, self.name)
             templates = self.contents.templates or ["a photo of a {}"]
             return ZeroShotClassifier(module, self._load_tokenizer(), names, templates), names
         module = self.module or self._load_classifier(names, has_them=own == names)
@@ -129,7 +128,7 @@ class Loader:
     def _load_classifier(self, names: list[str], has_them: bool) -> nn.Module:
         kind = "AutoModelForImageClassification"
         if has_them:
-            return self._load(kind, use_safetensors=True)
+            return self._load_model(kind)
         if self.contents.peft_config is not None and not self.contents.peft_config.get("modules_to_save"):
             raise UnsafeAdapterError(
                 f"{self.name} has {len(names)} classes of its own, but its weights hold no classification head "
@@ -139,7 +138,33 @@ class Loader:
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
         }
-        return self._load(kind, use_safetensors=True, ignore_mismatched_sizes=True, **labels)
+        return self._load_model(kind, ignore_mismatched_sizes=self.contents.peft_config is not None, **labels)
+
+    def _load_model(self, auto_class: str, **options: Any) -> nn.Module:
+        """The base model, or the whole one, whose weights must all be in the folder: transformers would make up the rest."""
+        if self.contents.peft_config is not None:
+            return self._load(auto_class, use_safetensors=True, **options)
+        import transformers
+        from accelerate import init_empty_weights
+
+        config = self._load("AutoConfig")
+        with init_empty_weights(include_buffers=True):
+            skeleton = getattr(transformers, auto_class).from_config(config)
+        asked = sum(parameter.numel() for parameter in skeleton.parameters())
+        stored = sum(math.prod(header.shape) for header in self.contents.tensors.values())
+        if asked > stored:
+            raise UnsafeAdapterError(
+                f"{self.name}: {layout.MODEL_CONFIG} asks for a model of {asked:,} numbers, but {layout.MODEL_WEIGHTS} holds "
+                f"{stored:,}. Save or download it again."
+            )
+        model, report = self._load(auto_class, use_safetensors=True, output_loading_info=True, **options)
+        missing = sorted(map(str, report["missing_keys"]))
+        if missing:
+            raise UnsafeAdapterError(
+                f"{self.name}: {layout.MODEL_WEIGHTS} lacks {len(missing)} of the model's tensors, {missing[0]!r} first. Save or "
+                "download it again."
+            )
+        return model
 
     def _load_tokenizer(self) -> Any:
         own = any(self.contents.has(name) for name in ("tokenizer.json", "vocab.json", "vocab.txt"))

@@ -190,7 +190,7 @@ class Predictor:
 
     def save_calibration(self, folder: Union[str, Path]) -> None:
         """
-        Store score, threshold and calibration with the adapter, where [`load_classifier`] finds them.
+        Store score, threshold and calibration with the adapter, where [`load_classifier`] finds them, in place of earlier ones.
 
         Args:
             folder (`str` or `Path`): The adapter's folder.
@@ -200,13 +200,22 @@ class Predictor:
         """
         if self.threshold is None:
             raise ValueError("there is no threshold to save: fit one with `predictor.calibrate(images)`.")
-        if self.calibration != Calibration():
+        folder, stale = Path(folder), set()
+        if self.calibration.threshold is None:
+            if self.score.requires_fit:
+                self.score.save(folder / layout.SCORE)
+            else:
+                stale = {layout.SCORE}
+            self.threshold.save(folder / layout.THRESHOLD)
+        else:
+            stale = {layout.SCORE, layout.THRESHOLD}
+        if self.calibration == Calibration():
+            stale |= {layout.CALIBRATION, layout.CALIBRATION_SCORE, layout.GAMMA}
+        else:
             self.calibration.save_pretrained(folder)
-        if self.calibration.threshold is not None:
-            return
-        if self.score.requires_fit:
-            self.score.save(Path(folder) / layout.SCORE)
-        self.threshold.save(Path(folder) / layout.THRESHOLD)
+        # They would be taken for this model's, or before what was stored now.
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
 
     def to_pipeline(self, **kwargs: Any) -> Any:
         """

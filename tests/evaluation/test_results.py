@@ -102,7 +102,18 @@ def test_markdown_tables_have_as_many_cells_as_columns():
     assert "zero_shot" in text
     assert r"a\|b_c\_ &lt;script&gt;" in text
     assert "Weights selected by: val" in text
-    assert "Convention `default`: ID positive." in text
+    assert "Convention default: ID positive." in text
+
+
+def test_names_and_versions_from_a_file_are_no_markup():
+    link = "![t](http://evil.example/t.png)\n\n# Heading"
+    results = make_results()
+    results.sets = {link: next(iter(results.sets.values())), **results.sets}
+    results.versions = {"torch<script>": "1"}
+    text = results.to_markdown()
+    assert "# Heading" not in [line.strip() for line in text.splitlines()]
+    assert "![" not in text
+    assert "<script>" not in text
 
 
 def test_results_survive_a_file_and_keep_curves_on_one_line(tmp_path):

@@ -2,8 +2,10 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from peft_reprogram import doctor
@@ -90,6 +92,14 @@ def test_a_card_is_not_replaced_unasked(adapter):
     assert "In my own words." not in card.read_text()
 
 
+def test_a_form_that_was_begun_is_a_card(adapter):
+    form = Path(ModelCard.default_template_path).read_text("utf-8")
+    (adapter / "README.md").write_text(form)
+    run("card", adapter)
+    (adapter / "README.md").write_text(form.replace("[More Information Needed]", "Not for use on people.", 1))
+    assert "completed by hand" in run("card", adapter, code=1)
+
+
 def test_mistakes_are_answered_in_one_line(adapter, base, tmp_path):
     for arguments, message in (
         (("predict", tmp_path / "none" / "x" / "y", "a.png"), "no name of a repository"),
@@ -122,8 +132,6 @@ def test_push_card_and_predict_over_the_hub(hub, adapter, base, pictures, tmp_pa
 
 
 def test_script_is_the_same_as_the_command():
-    from pathlib import Path
-
     script = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
     result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

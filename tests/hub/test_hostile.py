@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from peft_reprogram.hub import UnsafeAdapterError, check_adapter, load_classifier
 from peft_reprogram.hub.checks import check_file_list
@@ -155,13 +157,30 @@ def test_hostile_configuration(adapter, field):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+$", "(.*)*x", ".*.*.*.*.*.*.*.*x", "a" * 2000 + "*", "a?" * 30 + "a" * 30, "(x{1,99}){1,99}"],
+    [
+        "(a+)+$",
+        "(.*)*x",
+        ".*.*.*.*.*.*.*.*x",
+        "a" * 2000 + "*",
+        "a?" * 30 + "a" * 30,
+        "(x{1,99}){1,99}",
+        "(.|.)" * 40 + "!",
+        "(" * 20 + "a|" * 20 + "a" + ")" * 20 + "!",
+    ],
     ids=lambda text: text[:12],
 )
 def test_patterns_that_never_end(adapter, pattern):
     change(adapter / CONFIG, target_modules=pattern)
     with pytest.raises(UnsafeAdapterError, match="none of a group"):
         load_classifier(adapter)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r".*\.(q|k|v)_proj", "q_proj|v_proj", r".*layers\.\d+.*(q_proj|k_proj|v_proj|out_proj)"]
+)
+def test_patterns_as_people_write_them(adapter, pattern):
+    change(adapter / CONFIG, exclude_modules=pattern)
+    check_adapter(adapter)
 
 
 def test_modules_that_a_configuration_wants_imported(base, adapter):
@@ -218,13 +237,58 @@ def test_class_name_with_braces_stays_text(adapter):
         ("preprocessor_config.json", {"source_resolution": "32"}, "`source_resolution`"),
         ("preprocessor_config.json", {"image_mean": "0"}, "`image_mean`"),
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "x.y"}}, "asks to run code"),
+        ("processor_config.json", {"image_processor": {"size": 30_000}}, "processor_config.json.*`size`"),
+        (
+            "processor_config.json",
+            {"image_processor": {"auto_map": {"AutoImageProcessor": "x.y"}}},
+            "asks to run code",
+        ),
+        ("processor_config.json", {"image_processor": [1]}, "must hold an object for `image_processor`"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.y", None]}}, "asks to run code"),
     ],
 )
 def test_hostile_settings(adapter, file, values, message):
+    if not (adapter / file).exists():
+        (adapter / file).write_text("{}")
     change(adapter / file, **values)
     with pytest.raises(UnsafeAdapterError, match=message):
         load_classifier(adapter)
+
+
+def tiny_classifier(folder, **changes):
+    """A whole model of ten kilobytes, whose configuration is changed afterwards."""
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8,
+                       patch_size=4, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    assert load_classifier(folder).class_names == ["a", "b"]
+    change(folder / "config.json", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intermediate_size": 10**9}, r"asks for a model of [\d,]+ numbers, but model.safetensors holds"),
+        ({"num_hidden_layers": 10**9}, "has 1000000000 for `num_hidden_layers`, but model.safetensors holds"),
+        ({"num_hidden_layers": 2}, "asks for a model of|lacks"),
+    ],
+)
+def test_whole_models_are_no_larger_than_their_file(tmp_path, changes, message):
+    tiny_classifier(tmp_path, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnsafeAdapterError, match=message):
+        load_classifier(tmp_path)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 150
+
+
+def test_weights_that_a_whole_model_lacks_are_not_made_up(tmp_path):
+    tiny_classifier(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if "query.bias" in name or "q_proj.bias" in name)
+    tensors["another"] = tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsafeAdapterError, match="lacks 1 of the model's tensors"):
+        load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,27 @@ def test_threshold_of_another_adapter_is_not_used(adapter, tmp_path, pictures):
     assert prediction.is_ood is None
 
 
+def test_what_is_fitted_anew_takes_the_place_of_another_adapters(adapter, pictures):
+    from peft_reprogram.calibration import Calibration
+    from peft_reprogram.ood import Threshold, get_score
+
+    predictor = load_classifier(adapter)
+    predictor.score = get_score("knn", k=1)
+    predictor.score.fit(predictor.outputs(pictures[:3]))
+    predictor.calibrate(pictures[3:])
+    predictor.save_calibration(adapter)
+    foreign = Threshold(0.0, 0.95, 1.0, 5, "msp", {}, "0" * 32)
+    Calibration(threshold=foreign, score=get_score("msp"), identity="0" * 32).save_pretrained(adapter)
+    with pytest.warns(UserWarning, match="Fit it anew"):
+        again = load_classifier(adapter)
+    threshold = again.calibrate(pictures, tpr=0.6)
+    again.save_calibration(adapter)
+    loaded = load_classifier(adapter)
+    assert loaded.threshold == threshold
+    assert not (adapter / "calibration.json").exists()
+    assert not (adapter / "ood_score.safetensors").exists()
+
+
 def test_copy_of_the_folder_is_the_same_adapter(adapter, tmp_path, pictures):
     predictor = load_classifier(adapter)
     predictor.calibrate(pictures)
