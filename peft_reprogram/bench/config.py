@@ -160,7 +160,7 @@ class BenchConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes `1e-4` for a number, as YAML 1.2 does."""
+    """Takes `1e-4` for a number, as YAML 1.2 does. Where a file becomes flags, their types decide that."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))

@@ -134,13 +134,12 @@ class BenchRunner:
         The trial with the best validation accuracy at the first seed (of equals the first), and all of them. One that
         diverges is a trial as well, whose accuracy is not known.
         """
-        cell, strategy = group.cells()[0], self.config.strategy(group.strategy)
-        tried = []
+        cell, tried = group.cells()[0], []
         for options in self.config.grid(group.strategy):
             key = _trial_key(group, cell, options, self.config)
             row = self.trials.get(key)
             if row is None:
-                row = {"trial": key, "options": options, **self._try(strategy.with_options(**options), group, options)}
+                row = {"trial": key, "options": options, **self._try(group, cell, options)}
                 self.trials.append(row, PartialState().is_main_process)
                 accuracy = row["validation_accuracy"]
                 outcome = "diverged" if accuracy is None else f"validation accuracy {accuracy:.1%}"
@@ -153,9 +152,10 @@ class BenchRunner:
         best = max(finished, key=lambda trial: trial["validation_accuracy"])
         return best["options"], tried
 
-    def _try(self, strategy: Strategy, group: Group, options: dict[str, Any]) -> dict[str, Any]:
-        """Validation accuracy of what a strategy trains at the first seed, before anything is mixed in, and the cost."""
-        cell, started = group.cells()[0], time.perf_counter()
+    def _try(self, group: Group, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+        """Validation accuracy of what a strategy trains, before anything is mixed in, and the cost."""
+        started = time.perf_counter()
+        strategy = self.config.strategy(group.strategy).with_options(**options)
         task, validation = self._task(group, cell, options)
         try:
             classifier, cost = self._fit(strategy, task, cell)

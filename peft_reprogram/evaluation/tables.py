@@ -50,7 +50,7 @@ def tables(results: Results) -> Iterator[Table]:
     if any(model.corruptions for model in models.values()):
         yield _corruption_table(models)
     convention = results.conventions
-    note = f"AUROC / FPR at TPR {convention['tpr']:.0%} / the same with OOD positive. Convention `{convention['preset']}`: {convention['preset_description']}."
+    note = f"AUROC / FPR at TPR {convention['tpr']:.0%} / the same with OOD positive. Convention {convention['preset']}: {convention['preset_description']}."
     yield from _ood_tables("Out-of-distribution detection (%)", {name: m.ood for name, m in models.items()}, note)
     yield from _ood_tables(
         "Full-spectrum detection (%)",
@@ -68,7 +68,7 @@ def markdown(results: Results) -> str:
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + " --- |" * 1 + " ---: |" * (len(table.header) - 1))
         # Notes name sets and quote conventions, which are anybody's.
-        note = f"\n\n{escape_markdown(table.note.replace('`', ''))}" if table.note else ""
+        note = f"\n\n{escape_markdown(table.note)}" if table.note else ""
         blocks.append(f"### {table.title}\n\n" + "\n".join(lines) + note)
     return "\n\n".join([*blocks, escape_markdown(_provenance(results))]) + "\n"
 
@@ -80,7 +80,7 @@ def html(results: Results) -> str:
     for table in tables(results):
         head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
         body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-        note = f"\n<p>{escape(table.note.replace('`', ''))}</p>" if table.note else ""
+        note = f"\n<p>{escape(table.note)}</p>" if table.note else ""
         blocks.append(
             f"<section>\n<h3>{escape(table.title)}</h3>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
             f"</table>{note}\n</section>"

@@ -114,10 +114,10 @@ class Loader:
                 f"{self.name} does not name its classes: pass `load_classifier(..., class_names=[...])` in the order of its training."
             )
         if is_text_image:
-            module = _with_adapter(self.module or self._load_model("AutoModel"), self.contents, self.name)
+            module = _with_adapter(self.module or self._load_model("AutoModel", config), self.contents, self.name)
             templates = self.contents.templates or ["a photo of a {}"]
             return ZeroShotClassifier(module, self._load_tokenizer(), names, templates), names
-        module = self.module or self._load_classifier(names, has_them=own == names)
+        module = self.module or self._load_classifier(config, names, has_them=own == names)
         return _with_adapter(module, self.contents, self.name), names
 
     def load_preprocessor(self) -> ImagePreprocessor:
@@ -125,10 +125,10 @@ class Loader:
         own = self.contents.has(layout.PREPROCESSOR)
         return ImagePreprocessor(self._load("AutoImageProcessor", str(self.contents.folder) if own else None))
 
-    def _load_classifier(self, names: list[str], has_them: bool) -> nn.Module:
+    def _load_classifier(self, config: Any, names: list[str], has_them: bool) -> nn.Module:
         kind = "AutoModelForImageClassification"
         if has_them:
-            return self._load_model(kind)
+            return self._load_model(kind, config)
         if self.contents.peft_config is not None and not self.contents.peft_config.get("modules_to_save"):
             raise UnsafeAdapterError(
                 f"{self.name} has {len(names)} classes of its own, but its weights hold no classification head "
@@ -138,16 +138,15 @@ class Loader:
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
         }
-        return self._load_model(kind, ignore_mismatched_sizes=self.contents.peft_config is not None, **labels)
+        return self._load_model(kind, config, ignore_mismatched_sizes=self.contents.peft_config is not None, **labels)
 
-    def _load_model(self, auto_class: str, **options: Any) -> nn.Module:
+    def _load_model(self, auto_class: str, config: Any, **options: Any) -> nn.Module:
         """The base model, or the whole one, whose weights must all be in the folder: transformers would make up the rest."""
         if self.contents.peft_config is not None:
             return self._load(auto_class, use_safetensors=True, **options)
         import transformers
         from accelerate import init_empty_weights
 
-        config = self._load("AutoConfig")
         with init_empty_weights(include_buffers=True):
             skeleton = getattr(transformers, auto_class).from_config(config)
         asked = sum(parameter.numel() for parameter in skeleton.parameters())

@@ -19,8 +19,8 @@ from .registry import register
 class GradualUnfreezing(ImageTowerStrategy):
     """
     Gradual unfreezing, a baseline of arXiv 2210.11466: training starts with one end of the network and takes in the next
-    block each time that another fifth of the epochs begins; with fewer epochs it takes in several at once. What is yet to come has a learning rate of 0, and starts with
-    fresh moments of the optimiser.
+    block each time that another fifth of the epochs begins; with fewer epochs it takes in several at once. What is yet to
+    come has a learning rate of 0, and starts with fresh moments of the optimiser.
 
     Args:
         order (`str`, *optional*, defaults to `"last_to_first"`): `"last_to_first"` starts with the head,

@@ -207,33 +207,23 @@ def load_trained(module: nn.Module, directory: Union[str, os.PathLike]) -> None:
             parameter.copy_(tensors[name])
 
 
-def _batch_norms(module: nn.Module) -> dict[str, nn.Module]:
-    """Layers whose running statistics can move, by name: those of which a parameter is trained."""
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        and any(parameter.requires_grad for parameter in layer.parameters())
-    }
-
-
 def _statistics(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Running statistics that can move, by name."""
+    """Running statistics that can move, by name: those of layers of which a parameter is trained."""
     return {
         f"{path}.{name}": buffer
-        for path, layer in _batch_norms(module).items()
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and trained_tensors(layer)
         for name, buffer in layer.named_buffers(recurse=False)
     }
 
 
 def _batch_counts(module: nn.Module) -> frozenset[int]:
     """How many batches the layers have seen in training mode; a set, as tuners may wrap or copy layers."""
-    counts = (
-        getattr(layer, "num_batches_tracked", None)
+    return frozenset(
+        int(layer.num_batches_tracked)
         for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.num_batches_tracked is not None
     )
-    return frozenset(int(count) for count in counts if count is not None)
 
 
 @torch.no_grad()

@@ -300,9 +300,8 @@ def test_a_calibration_is_stated_in_its_order(evaluated, pictures):
     )
     assert "not fine-tuned on: two \\| &lt;b&gt;many&lt;/b&gt; (arXiv 2409.16223)." in section
     assert "The numbers below were measured without it." in section
-    assert (
-        "`is_ood` is true below" in make_card(evaluated, overwrite=True).text
-    )  # by the threshold of the uncalibrated outputs
+    # By the threshold of the uncalibrated outputs.
+    assert "`is_ood` is true below" in make_card(evaluated, overwrite=True).text
 
 
 def test_an_evaluation_finds_its_adapter_under_any_name(evaluated, results):

@@ -7,8 +7,10 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, ViTForImageClassification
 
 from peft_reprogram import ReprogrammerConfig, ZeroShotClassifier
+from peft_reprogram.calibration import Calibration
 from peft_reprogram.demo.pretraining import build_tokenizer
 from peft_reprogram.hub import Prediction, load_classifier
+from peft_reprogram.ood import Threshold, get_score
 
 
 CLASSES = ["zero", "one", "two | <b>many</b>"]
@@ -148,14 +150,18 @@ def test_calibration_is_stored_with_the_adapter(adapter, pictures):
     assert sum(p.is_ood for p in predictions) == 2  # of 5, three stay at a TPR of 0.6
 
 
-def test_score_that_learns_is_stored_too(adapter, pictures):
-    from peft_reprogram.ood import get_score
-
+def store_knn(adapter, pictures):
+    """Fits a score and its threshold, and stores both with the adapter."""
     predictor = load_classifier(adapter)
     predictor.score = get_score("knn", k=1)
     predictor.score.fit(predictor.outputs(pictures[:3]))
     predictor.calibrate(pictures[3:])
     predictor.save_calibration(adapter)
+    return predictor
+
+
+def test_score_that_learns_is_stored_too(adapter, pictures):
+    predictor = store_knn(adapter, pictures)
     again = load_classifier(adapter)
     assert again.score.name == "knn"
     assert again.predict(pictures) == predictor.predict(pictures)
@@ -177,14 +183,7 @@ def test_threshold_of_another_adapter_is_not_used(adapter, tmp_path, pictures):
 
 
 def test_what_is_fitted_anew_takes_the_place_of_another_adapters(adapter, pictures):
-    from peft_reprogram.calibration import Calibration
-    from peft_reprogram.ood import Threshold, get_score
-
-    predictor = load_classifier(adapter)
-    predictor.score = get_score("knn", k=1)
-    predictor.score.fit(predictor.outputs(pictures[:3]))
-    predictor.calibrate(pictures[3:])
-    predictor.save_calibration(adapter)
+    store_knn(adapter, pictures)
     foreign = Threshold(0.0, 0.95, 1.0, 5, "msp", {}, "0" * 32)
     Calibration(threshold=foreign, score=get_score("msp"), identity="0" * 32).save_pretrained(adapter)
     with pytest.warns(UserWarning, match="Fit it anew"):
